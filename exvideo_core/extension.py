@@ -1,0 +1,241 @@
+"""Extension files: the 16 temporal transformer blocks of an ExVideo-extended SVD, in the release's own format.
+
+A file holds 33 tensors a block under the reference's names, `blocks.N.<name>`. Thirty of them replace
+weights that SVD has; three are new: the position table, and the kernel and bias of the 3-D convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import torch
+
+from .types import ExVideoError
+
+LAYERS: Mapping[int, str] = {
+    7: "input_blocks.1.1",
+    17: "input_blocks.2.1",
+    29: "input_blocks.4.1",
+    39: "input_blocks.5.1",
+    51: "input_blocks.7.1",
+    61: "input_blocks.8.1",
+    83: "middle_block.1",
+    113: "output_blocks.3.1",
+    123: "output_blocks.4.1",
+    133: "output_blocks.5.1",
+    144: "output_blocks.6.1",
+    154: "output_blocks.7.1",
+    164: "output_blocks.8.1",
+    175: "output_blocks.9.1",
+    185: "output_blocks.10.1",
+    195: "output_blocks.11.1",
+}
+"""The reference's number of each extended block → the layer's path in ComfyUI's UNet, in forward order."""
+
+TABLE = "positional_embedding.embeddings"
+KERNEL = "positional_conv.weight"
+BIAS = "positional_conv.bias"
+
+_LINEAR = (".weight", ".bias")
+REPLACED: Mapping[str, str] = {
+    theirs + suffix: ours + suffix
+    for theirs, ours, suffixes in (
+        ("positional_embedding_proj.0", "time_pos_embed.0", _LINEAR),
+        ("positional_embedding_proj.2", "time_pos_embed.2", _LINEAR),
+        ("norm_in", "time_stack.0.norm_in", _LINEAR),
+        ("act_fn_in.proj", "time_stack.0.ff_in.net.0.proj", _LINEAR),
+        ("ff_in", "time_stack.0.ff_in.net.2", _LINEAR),
+        ("norm1", "time_stack.0.norm1", _LINEAR),
+        ("attn1.to_q", "time_stack.0.attn1.to_q", (".weight",)),
+        ("attn1.to_k", "time_stack.0.attn1.to_k", (".weight",)),
+        ("attn1.to_v", "time_stack.0.attn1.to_v", (".weight",)),
+        ("attn1.to_out", "time_stack.0.attn1.to_out.0", _LINEAR),
+        ("norm2", "time_stack.0.norm2", _LINEAR),
+        ("attn2.to_q", "time_stack.0.attn2.to_q", (".weight",)),
+        ("attn2.to_k", "time_stack.0.attn2.to_k", (".weight",)),
+        ("attn2.to_v", "time_stack.0.attn2.to_v", (".weight",)),
+        ("attn2.to_out", "time_stack.0.attn2.to_out.0", _LINEAR),
+        ("norm_out", "time_stack.0.norm3", _LINEAR),
+        ("act_fn_out.proj", "time_stack.0.ff.net.0.proj", _LINEAR),
+        ("ff_out", "time_stack.0.ff.net.2", _LINEAR),
+    )
+    for suffix in suffixes
+}
+"""Tensor name within a block of the file → within the layer of ComfyUI's UNet."""
+
+
+class PositionWeights(NamedTuple):
+    """The new tensors of one layer: table [F, C], kernel [C, C, 3, 3, 3], bias [C]."""
+
+    table: torch.Tensor
+    kernel: torch.Tensor
+    bias: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Extension:
+    """An ExVideo extension: what travels on the EXVIDEO socket.
+
+    Attributes:
+        tensors: all 528 tensors under the release's names. They may be views of a memory-mapped file or of a
+            loaded model: never written to.
+        num_frames: F, the longest clip in frames.
+        metadata: what the file says of itself.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    num_frames: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def replaced_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The 480 weights that take the place of SVD's: key in the UNet, tensor."""
+        for block, layer in LAYERS.items():
+            for theirs, ours in REPLACED.items():
+                yield f"{layer}.{ours}", self.tensors[f"blocks.{block}.{theirs}"]
+
+    def position_weights(self, strength: float = 1.0) -> Iterator[PositionWeights]:
+        """The new weights of each layer, blended linearly from a new extension's (0) to these (1)."""
+        for block in LAYERS:
+            table, kernel, bias = (self.tensors[f"blocks.{block}.{name}"] for name in (TABLE, KERNEL, BIAS))
+            if strength == 1.0:
+                yield PositionWeights(table, kernel, bias)
+                continue
+            start = new_position_weights(*table.shape)
+            yield PositionWeights(
+                # Kept in float32: a half-precision sinusoid would differ from the one SVD computes.
+                torch.lerp(start.table, table.float(), strength),
+                torch.lerp(start.kernel, kernel.float(), strength).to(kernel.dtype),
+                torch.lerp(start.bias, bias.float(), strength).to(bias.dtype),
+            )
+
+
+def position_ids(num_frames: int) -> list[int]:
+    """Which of SVD's 25 positions each frame starts from: 0 … 24, then bouncing between 23 and 4."""
+    trained, bounce = 25, 20
+
+    def position_id(frame: int) -> int:
+        if frame < trained:
+            return frame
+        k = (frame - trained) % (2 * bounce)
+        return trained - 2 - k if k < bounce else trained - 2 * bounce + k
+
+    return [position_id(frame) for frame in range(num_frames)]
+
+
+def sinusoid(positions: list[int], channels: int, max_period: float = 10000.0) -> torch.Tensor:
+    """SVD's embedding of frame positions: cosines, then sines. Float32 [len(positions), channels]."""
+    half = channels // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32) / half)
+    angles = torch.tensor(positions, dtype=torch.float32)[:, None] * frequencies[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def new_position_weights(num_frames: int, channels: int) -> PositionWeights:
+    """Where training starts: SVD's own sinusoids on bounced positions, and a convolution that changes nothing."""
+    kernel = torch.zeros(channels, channels, 3, 3, 3)
+    kernel[:, :, 1, 1, 1] = torch.eye(channels)
+    return PositionWeights(sinusoid(position_ids(num_frames), channels), kernel, torch.zeros(channels))
+
+
+def new_extension(base_weight: Callable[[str], torch.Tensor], num_frames: int) -> Extension:
+    """A new extension of a base model, before any training. It changes nothing on up to 25 frames.
+
+    Args:
+        base_weight: gives the base UNet's weight for a key such as `input_blocks.1.1.time_stack.0.norm1.weight`.
+        num_frames: F, the longest clip in frames, ≥ 1.
+
+    Raises:
+        ExVideoError: `num_frames` out of range.
+    """
+    if num_frames < 1:
+        raise ExVideoError(f"An extension needs at least 1 frame, got num_frames = {num_frames}.")
+    tensors: dict[str, torch.Tensor] = {}
+    for block, layer in LAYERS.items():
+        for theirs, ours in REPLACED.items():
+            tensors[f"blocks.{block}.{theirs}"] = base_weight(f"{layer}.{ours}")
+        channels = tensors[f"blocks.{block}.norm_in.weight"].shape[0]
+        for name, tensor in zip((TABLE, KERNEL, BIAS), new_position_weights(num_frames, channels), strict=True):
+            tensors[f"blocks.{block}.{name}"] = tensor
+    return Extension(tensors, num_frames)
+
+
+def read_extension(path: str | Path) -> Extension:
+    """Read an extension file, memory-mapped.
+
+    Raises:
+        ExVideoError: the file is not an ExVideo extension; says what it looks like instead.
+    """
+    name = Path(path).name
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            keys = set(file.keys())
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
+            num_frames = _check_layout(name, shapes)
+            return Extension({key: file.get_tensor(key) for key in shapes}, num_frames, file.metadata() or {})
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ExVideoError(
+            f"{name} cannot be read as a .safetensors file ({error}): it is cut short or something else. "
+            "Download model.fp16.safetensors of ECNU-CILab/ExVideo-SVD-128f-v1 again."
+        ) from error
+
+
+def extension_shapes(num_frames: int, channels: Mapping[int, int], context: int) -> dict[str, tuple[int, ...]]:
+    """Every tensor of an extension file and its shape.
+
+    Args:
+        num_frames: F, rows of the position tables.
+        channels: C of each block, by the reference's block number.
+        context: width of the image token.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for block in LAYERS:
+        c = channels[block]
+        wide = {"act_fn_in.proj": (8 * c, c), "act_fn_out.proj": (8 * c, c), "ff_in": (c, 4 * c), "ff_out": (c, 4 * c)}
+        wide |= {"positional_embedding_proj.0": (4 * c, c), "positional_embedding_proj.2": (c, 4 * c)}
+        wide |= {"attn2.to_k": (c, context), "attn2.to_v": (c, context)}
+        for name in REPLACED:
+            module, _, kind = name.rpartition(".")
+            square = (c,) if module.startswith("norm") else (c, c)
+            shape = wide.get(module, square)
+            shapes[f"blocks.{block}.{name}"] = shape if kind == "weight" else shape[:1]
+        shapes[f"blocks.{block}.{TABLE}"] = (num_frames, c)
+        shapes[f"blocks.{block}.{KERNEL}"] = (c, c, 3, 3, 3)
+        shapes[f"blocks.{block}.{BIAS}"] = (c,)
+    return shapes
+
+
+def _check_layout(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The number of frames an extension file was trained for, once its tensors are all there and fit."""
+    try:
+        num_frames = shapes[f"blocks.7.{TABLE}"][0]
+        channels = {block: shapes[f"blocks.{block}.norm_in.weight"][0] for block in LAYERS}
+        context = shapes["blocks.7.attn2.to_k.weight"][1]
+    except (KeyError, IndexError):
+        raise ExVideoError(
+            f"{name} is not an ExVideo extension: it looks like {_looks_like(shapes)}. "
+            "Choose a file such as model.fp16.safetensors of ECNU-CILab/ExVideo-SVD-128f-v1."
+        ) from None
+    expected = extension_shapes(num_frames, channels, context)
+    wrong = [key for key in expected if key not in shapes]
+    wrong += [key for key in shapes if key not in expected]
+    wrong += [key for key in expected if key in shapes and shapes[key] != expected[key]]
+    if wrong:
+        raise ExVideoError(
+            f"{name} is a damaged ExVideo extension: {len(wrong)} of its tensors are missing, unknown or of the "
+            f"wrong shape, among them {', '.join(wrong[:3])}. Download it again."
+        )
+    return num_frames
+
+
+def _looks_like(keys: Mapping[str, tuple[int, ...]]) -> str:
+    if any("lora" in key.lower() for key in keys):
+        return "a LoRA"
+    if any(key.startswith("model.diffusion_model.") for key in keys):
+        video = any(".time_stack." in key for key in keys)
+        return "a Stable Video Diffusion checkpoint" if video else "a checkpoint of another model"
+    return f"another model, {len(keys)} tensors" if keys else "an empty file"
