@@ -1,0 +1,53 @@
+"""What the ExVideo reference does around the host's sampler: guidance per frame before, normalisation after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+Guidance = Callable[[Mapping[str, Any]], torch.Tensor]
+
+
+def latent_noise(latent: torch.Tensor, seed: int) -> torch.Tensor:
+    """Standard normal noise of the latent's shape, the same numbers as ComfyUI's for this seed.
+
+    Drawn from a generator of its own: the global random state is neither read nor changed.
+    """
+    return torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+
+
+def linear_guidance(min_cfg: float, max_cfg: float) -> Guidance:
+    """Classifier-free guidance that grows linearly from the first frame to the last, as SVD was built for.
+
+    Returns:
+        A function of ComfyUI's guidance arguments: `cond` and `uncond`, [T, 4, H/8, W/8] each, to the guided one.
+    """
+
+    def guide(args: Mapping[str, Any]) -> torch.Tensor:
+        cond, uncond = args["cond"], args["uncond"]
+        scale = torch.linspace(min_cfg, max_cfg, cond.shape[0]).to(cond).view(-1, 1, 1, 1)
+        return uncond + scale * (cond - uncond)
+
+    return guide
+
+
+def post_process(latents: torch.Tensor, normalize: bool = True, contrast: float = 1.0) -> torch.Tensor:
+    """Give every frame the mean and deviation of the whole clip, against drift of brightness; then scale.
+
+    Args:
+        latents: [T, 4, H/8, W/8].
+        normalize: whether to match the frames' statistics.
+        contrast: factor on all latents; the authors use 1.2.
+
+    Returns:
+        [T, 4, H/8, W/8]. A frame without any variation stays as it is, instead of turning into NaN.
+    """
+    if normalize:
+        std, mean = torch.std_mean(latents, dim=(1, 2, 3), keepdim=True)
+        clip_std, clip_mean = torch.std_mean(latents)
+        flat = std == 0
+        matched = (latents - mean) / std.masked_fill(flat, 1.0) * clip_std + clip_mean
+        latents = torch.where(flat, latents, matched)
+    return latents * contrast
