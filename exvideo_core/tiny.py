@@ -1,0 +1,96 @@
+"""A tiny model of SVD's topology with an extension, so that every workflow runs anywhere, within minutes, offline.
+
+    python -m exvideo_core.tiny --models ComfyUI/models
+
+writes two files in the layouts of SVD and of the ExVideo release. Their weights are drawn from a seed: the
+videos they make show that the way works, not what ExVideo can do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from .extension import TABLE, Extension, new_extension
+from .svd import UNET_PREFIX, CLIPLayout, SVDLayout, UNetLayout, VAELayout
+
+CHECKPOINT = "checkpoints/exvideo_tiny_svd.safetensors"
+EXTENSION = "exvideo/exvideo_tiny_128f.safetensors"
+NUM_FRAMES = 128
+
+LAYOUT = SVDLayout(
+    # 32 channels is as narrow as SVD's 32 normalisation groups allow.
+    unet=UNetLayout(channels=32, context=64),
+    vae=VAELayout(channels=32, multipliers=(1, 1, 2, 2)),
+    clip=CLIPLayout(width=80, layers=2, hidden=160, projection=64),
+)
+
+log = logging.getLogger(__name__)
+
+
+def draw_checkpoint(layout: SVDLayout, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights of a layout, float32, scaled so that activations stay of order 1."""
+    generator = torch.Generator().manual_seed(seed)
+    return {key: _draw(key, shape, generator) for key, shape in layout.tensors().items()}
+
+
+def draw_extension(checkpoint: Mapping[str, torch.Tensor], num_frames: int, seed: int = 1) -> Extension:
+    """An extension of a base that differs from it in every tensor, as one does after training, but not by much."""
+    generator = torch.Generator().manual_seed(seed)
+    new = new_extension(lambda key: checkpoint[UNET_PREFIX + key], num_frames)
+
+    def moved(key: str, tensor: torch.Tensor) -> torch.Tensor:
+        fan_in = 1 if key.endswith(TABLE) else tensor[0].numel()
+        return tensor + 0.1 * fan_in**-0.5 * torch.randn(tensor.shape, generator=generator)
+
+    return Extension({key: moved(key, tensor) for key, tensor in new.tensors.items()}, num_frames)
+
+
+def write_tiny_model(models: Path) -> None:
+    """Write the tiny checkpoint and its extension under a ComfyUI models folder, where they are not there yet."""
+    if all((models / name).exists() for name in (CHECKPOINT, EXTENSION)):
+        return
+    checkpoint = draw_checkpoint(LAYOUT)
+    files = {CHECKPOINT: checkpoint, EXTENSION: draw_extension(checkpoint, NUM_FRAMES).tensors}
+    for name, tensors in files.items():
+        path = models / name
+        if path.exists():
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            half = {key: tensor.half().contiguous() for key, tensor in tensors.items()}
+            save_file(half, partial, metadata={"title": "ExVideo tiny model, random weights"})
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        log.info("wrote %s", path)
+
+
+def _draw(key: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    name = key.rpartition(".")[2]
+    if name == "mix_factor" or name.endswith("bias"):
+        return torch.zeros(shape)
+    if name == "weight" and len(shape) == 1:  # of a normalisation
+        return torch.ones(shape)
+    # OpenCLIP keeps its projection as inputs × outputs; everything else has its outputs first.
+    fan_in = shape[0] if name == "proj" else math.prod(shape[1:])
+    return torch.randn(shape, generator=generator) * fan_in**-0.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the tiny model into a ComfyUI models folder.")
+    parser.add_argument("--models", type=Path, required=True, help="the models folder, such as ComfyUI/models")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    write_tiny_model(parser.parse_args().models)
+
+
+if __name__ == "__main__":
+    main()
