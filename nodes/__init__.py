@@ -1,0 +1,21 @@
+"""The nodes, one file a stage, in the data's way: load → extend → condition → sample → decode → export."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from ..exvideo_core import host
+from . import apply, condition, decode, export, load, sample
+
+NODES: list[type[io.ComfyNode]] = [
+    *load.NODES,
+    *apply.NODES,
+    *condition.NODES,
+    *sample.NODES,
+    *decode.NODES,
+    *export.NODES,
+]
+
+
+class ExVideoExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        host.register_model_folder()
+        return NODES

@@ -1,0 +1,121 @@
+"""Condition: a picture into what guides the sampling, and the latent it starts from."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..exvideo_core import conditioning, host
+from ..exvideo_core.types import ClipShape, ExVideoError
+from .schema import MAX_FRAMES, advanced, schema, seed_input
+
+
+class ExVideoConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ExVideoConditioning",
+            display_name="ExVideo Image to Video",
+            description="Prepares a picture as the first frame of a video: what guides the sampler, and an empty clip.",
+            search_aliases=["exvideo", "svd img2vid conditioning", "image to video", "animate picture"],
+            inputs=[
+                io.ClipVision.Input("clip_vision", tooltip="SVD's image encoder."),
+                io.Vae.Input("vae", tooltip="SVD's autoencoder."),
+                io.Image.Input("init_image", tooltip="The picture to start from; of a batch, the first."),
+                io.Int.Input(
+                    "width",
+                    default=512,
+                    min=64,
+                    max=8192,
+                    step=8,
+                    tooltip="Of the video, in pixels. The picture is cropped at the centre to these proportions.",
+                ),
+                io.Int.Input("height", default=512, min=64, max=8192, step=8, tooltip="Of the video, in pixels."),
+                io.Int.Input(
+                    "num_frames",
+                    default=128,
+                    min=1,
+                    max=MAX_FRAMES,
+                    tooltip="Length of the video in frames, at most what the extension was trained for (128).",
+                ),
+                io.Int.Input(
+                    "motion_bucket_id",
+                    default=127,
+                    min=0,
+                    max=1023,
+                    tooltip="How much moves: higher is more. SVD was trained on 0 to 255.",
+                ),
+                io.Int.Input(
+                    "fps",
+                    default=30,
+                    min=1,
+                    max=1024,
+                    tooltip="Frames a second that the motion is made for. The release was trained at 30.",
+                ),
+                advanced(
+                    io.Float,
+                    "augmentation_level",
+                    default=0.02,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="Noise added to the picture, as deviation of pixels in −1 … 1. More frees the motion "
+                    "from the picture.",
+                ),
+                seed_input("the noise added to the picture"),
+                io.Image.Input(
+                    "init_video",
+                    optional=True,
+                    tooltip="A video to start from instead of an empty clip; sample it with a denoise below 1. "
+                    "Needs at least num_frames frames.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output("positive", display_name="positive"),
+                io.Conditioning.Output("negative", display_name="negative"),
+                io.Latent.Output("latent", display_name="latent"),
+                # An output may not carry the id of an input.
+                io.Float.Output("video_fps", display_name="fps", tooltip="Frames a second, to save the video with."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        clip_vision: Any,
+        vae: Any,
+        init_image: torch.Tensor,
+        width: int,
+        height: int,
+        num_frames: int,
+        motion_bucket_id: int,
+        fps: int,
+        augmentation_level: float,
+        seed: int,
+        init_video: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        shape = ClipShape.of_pixels(num_frames, height, width)
+        if init_video is not None and len(init_video) < num_frames:
+            raise ExVideoError(
+                f"init_video has {len(init_video)} frames, but the video is to have {num_frames}: "
+                "lower num_frames, or connect a longer video."
+            )
+        image = conditioning.first_image(init_image)
+        token = host.encode_clip(clip_vision, partial(conditioning.clip_pixels, image))
+        first_frame = conditioning.augment(conditioning.fit(image, shape), augmentation_level, seed)
+        image_latent = vae.encode(first_frame)
+        if init_video is None:
+            latent = torch.zeros(shape.latent)
+        else:
+            latent = host.encode_frames(vae, conditioning.fit(conditioning.rgb(init_video[:num_frames]), shape))
+
+        ids = {"motion_bucket_id": motion_bucket_id, "fps": fps, "augmentation_level": augmentation_level}
+        positive = [[token, {**ids, "concat_latent_image": image_latent}]]
+        negative = [[torch.zeros_like(token), {**ids, "concat_latent_image": torch.zeros_like(image_latent)}]]
+        return io.NodeOutput(positive, negative, {"samples": latent}, float(fps))
+
+
+NODES = [ExVideoConditioning]

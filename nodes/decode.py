@@ -1,0 +1,55 @@
+"""Decode: latents into frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..exvideo_core import host
+from ..exvideo_core.decode import decode_windows
+from ..exvideo_core.types import clip_latents
+from .schema import advanced, schema
+
+
+class ExVideoDecode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ExVideoDecode",
+            display_name="ExVideo Decode",
+            description="Decodes a long clip in overlapped windows that are blended, so that no seams show.",
+            search_aliases=["exvideo", "vae decode", "temporal decoder", "svd decode"],
+            inputs=[
+                io.Latent.Input("samples", tooltip="The sampled clip."),
+                io.Vae.Input("vae", tooltip="SVD's autoencoder with the temporal decoder."),
+                advanced(
+                    io.Int,
+                    "window",
+                    default=8,
+                    min=1,
+                    max=1024,
+                    tooltip="Frames decoded together. More is steadier and takes more memory.",
+                ),
+                advanced(
+                    io.Int,
+                    "overlap",
+                    default=4,
+                    min=0,
+                    max=1023,
+                    tooltip="Frames shared by neighbouring windows, fewer than the window has.",
+                ),
+            ],
+            outputs=[io.Image.Output("images", display_name="IMAGE")],
+        )
+
+    @classmethod
+    def execute(cls, samples: dict[str, Any], vae: Any, window: int = 8, overlap: int = 4) -> io.NodeOutput:
+        latents = clip_latents(samples)
+        decode = host.frame_decoder(vae, latents, window)
+        frames = decode_windows(latents, decode, window, overlap, host.progress())
+        # Clipping to the range of pixels comes after blending, or overlapped windows would not blend exactly.
+        return io.NodeOutput(vae.process_output(frames))
+
+
+NODES = [ExVideoDecode]
