@@ -1,0 +1,34 @@
+# Everything is done by dev/ in Python; this only gives the commands short names.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+.PHONY: help demo test lint host clean
+
+help:
+	@echo "make demo   a video from a picture, as the last line its path:"
+	@echo "            IMAGE=… FRAMES=128 SIZE=WxH STEPS=… SEED=… OUT=… PORT=…"
+	@echo "make test   lint, types and tests; ARGS=… goes to pytest, HOST=none leaves out ComfyUI"
+	@echo "make lint   ruff alone"
+	@echo "make host   only the environment: .venv and a ComfyUI"
+	@echo "make clean  remove all of that, and out/"
+	@echo "COMFYUI_PATH=… uses that ComfyUI instead of fetching one; PYTHON=… another Python (3.11 or newer)."
+
+# make hands its variables on in the environment; read there, no file name needs quoting.
+export IMAGE FRAMES SIZE STEPS SEED OUT PORT
+
+demo:
+	@$(PYTHON) -m dev.demo \
+		$${IMAGE:+"--image=$$IMAGE"} $${FRAMES:+"--frames=$$FRAMES"} $${SIZE:+"--size=$$SIZE"} \
+		$${STEPS:+"--steps=$$STEPS"} $${SEED:+"--seed=$$SEED"} $${OUT:+"--out=$$OUT"} $${PORT:+"--port=$$PORT"}
+
+test:
+	@$(PYTHON) -m dev.test $(ARGS)
+
+lint: host
+	@.venv/bin/python -m ruff check .
+
+host:
+	@$(PYTHON) -m dev.environment
+
+clean:
+	@rm -rf .venv .venv.lock .host out .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,225 @@
+"""A client of ComfyUI's documented API: upload, queue, follow, fetch the files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import requests
+import websocket
+
+from dev.errors import DevError
+
+FILE_KEYS = ("images", "video", "gifs")
+# How long the socket may be silent before we ask the server by other means how things stand.
+SILENCE = 5.0
+RECONNECT_FOR = 30.0
+RECORD_WITHIN = 30.0
+
+OnEvent = Callable[[str, dict[str, Any]], None]
+
+
+class ClientError(DevError):
+    """The server refused, failed or is gone."""
+
+
+class PromptCancelledError(ClientError):
+    """Somebody cancelled the prompt."""
+
+
+class Output(NamedTuple):
+    """A file that a node has saved."""
+
+    node: str
+    filename: str
+    subfolder: str
+    type: str
+
+
+class Client:
+    """Talks to one server. `alive` tells whether its process still runs (leave it out for a server of someone else)."""
+
+    def __init__(self, url: str, alive: Callable[[], bool] = lambda: True) -> None:
+        self.url = url.rstrip("/")
+        self.alive = alive
+        self.id = uuid.uuid4().hex
+        self._http = requests.Session()
+        self._http.trust_env = False  # no proxy between two processes of one machine
+        self._socket: websocket.WebSocket | None = None
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._disconnect()
+        self._http.close()
+
+    def upload_image(self, path: Path) -> str:
+        """Put a picture into the server's input folder; returns the name that `LoadImage` knows it by."""
+        with path.open("rb") as file:
+            answer = self._call("POST", "/upload/image", files={"image": (path.name, file, "image/png")})
+        stored = answer.json()
+        return f"{stored['subfolder']}/{stored['name']}" if stored.get("subfolder") else str(stored["name"])
+
+    def object_info(self) -> dict[str, Any]:
+        """What the server says about every node: inputs, their order and defaults."""
+        return dict(self._call("GET", "/object_info").json())
+
+    def queue(self, prompt: dict[str, Any], workflow: dict[str, Any] | None = None) -> str:
+        """Queue a prompt in API form, with the graph of the page to be stored in its files; returns the prompt's id."""
+        self._connect()  # before queueing, or the first events go nowhere
+        body: dict[str, Any] = {"prompt": prompt, "client_id": self.id}
+        if workflow is not None:
+            body["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}
+        answer = self._call("POST", "/prompt", json=body, accept=(400,))
+        if answer.status_code == 400:
+            raise ClientError(explain_refusal(answer.json()))
+        return str(answer.json()["prompt_id"])
+
+    def follow(self, prompt_id: str, on_event: OnEvent) -> None:
+        """Report the prompt's events until it has succeeded; raises when it fails, is cancelled, or the server dies."""
+        while True:
+            message = self._receive()
+            if message is None:  # silence or a new connection: the end may have been announced meanwhile
+                messages = self.history(prompt_id).get("status", {}).get("messages", [])
+            else:
+                messages = [(message.get("type", ""), message.get("data") or {})]
+            for kind, data in messages:
+                if data.get("prompt_id", prompt_id) != prompt_id:
+                    continue
+                on_event(kind, data)
+                if kind == "execution_success":
+                    return self._wait_for_record(prompt_id)
+                if kind == "execution_interrupted":
+                    raise PromptCancelledError("The prompt was cancelled.")
+                if kind == "execution_error":
+                    raise ClientError(explain_failure(data))
+
+    def _wait_for_record(self, prompt_id: str) -> None:
+        """The server announces success a moment before it writes the history."""
+        deadline = time.monotonic() + RECORD_WITHIN
+        while not self.history(prompt_id):
+            if time.monotonic() > deadline:
+                raise ClientError(f"ComfyUI should record a finished prompt within {RECORD_WITHIN:.0f} s, it did not.")
+            time.sleep(0.05)
+
+    def interrupt(self) -> None:
+        """Ask the server to stop what it is computing."""
+        self._call("POST", "/interrupt", json={})
+
+    def history(self, prompt_id: str) -> dict[str, Any]:
+        """What the server recorded of a prompt that has ended; empty while it has not."""
+        return dict(self._call("GET", f"/history/{prompt_id}").json().get(prompt_id, {}))
+
+    def download(self, item: Output, destination: Path) -> None:
+        """Fetch a saved file. Under `destination` there is the whole file or nothing new."""
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        part = destination.with_name(f".{destination.name}.{os.getpid()}.part")
+        query = {"filename": item.filename, "subfolder": item.subfolder, "type": item.type}
+        try:
+            with self._call("GET", "/view", params=query, stream=True) as answer, part.open("wb") as file:
+                for block in answer.iter_content(1 << 20):
+                    file.write(block)
+            expected = answer.headers.get("Content-Length")
+            size = part.stat().st_size
+            if expected is not None and size != int(expected):
+                raise ClientError(f"{item.filename} should have {expected} bytes, got {size}: try again.")
+            os.replace(part, destination)
+        except requests.RequestException as error:
+            raise ClientError(f"{item.filename} could not be fetched to the end ({error}): try again.") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _call(self, method: str, path: str, *, accept: tuple[int, ...] = (), **options: Any) -> requests.Response:
+        try:
+            # No limit on the answer itself: a server in the middle of a layer may take long.
+            answer = self._http.request(method, self.url + path, timeout=(10, 600), **options)
+        except requests.RequestException as error:
+            raise self._gone(error) from error
+        if not answer.ok and answer.status_code not in accept:
+            said = f"{answer.status_code} {answer.reason}. {answer.text[:300]}".strip()
+            raise ClientError(f"{method} {path} should succeed, ComfyUI answered {said}")
+        return answer
+
+    def _connect(self) -> None:
+        if self._socket is None:
+            address = self.url.replace("http", "ws", 1) + f"/ws?clientId={self.id}"
+            try:
+                self._socket = websocket.create_connection(address, timeout=SILENCE, http_no_proxy=["*"])
+            except (OSError, websocket.WebSocketException) as error:
+                raise self._gone(error) from error
+
+    def _disconnect(self) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError, websocket.WebSocketException):
+                self._socket.close(timeout=1)
+            self._socket = None
+
+    def _receive(self) -> dict[str, Any] | None:
+        """The next message, or None after some silence or a lost connection."""
+        deadline = time.monotonic() + RECONNECT_FOR
+        while True:
+            try:
+                self._connect()
+                assert self._socket is not None
+                raw = self._socket.recv()
+                if isinstance(raw, str) and raw:
+                    return dict(json.loads(raw))
+                # Bytes are preview pictures, which a terminal has no use for; nothing at all is a closing handshake.
+                if not raw:
+                    self._disconnect()
+            except websocket.WebSocketTimeoutException:
+                if self.alive():
+                    return None
+                raise self._gone() from None
+            except (OSError, websocket.WebSocketException, ClientError) as error:
+                self._disconnect()
+                if not self.alive() or time.monotonic() > deadline:
+                    raise self._gone(error) from error
+                time.sleep(0.5)
+
+    def _gone(self, error: Exception | None = None) -> ClientError:
+        time.sleep(0.2)  # a dying process closes its connections a moment before it counts as ended
+        if not self.alive():
+            return ClientError("ComfyUI ended unexpectedly (often: out of memory); its log says more.")
+        return ClientError(f"ComfyUI at {self.url} cannot be reached ({error}): see its log.")
+
+
+def outputs(history: dict[str, Any]) -> list[Output]:
+    """All files that a prompt has saved, by the record of `Client.history`."""
+    return list(_files(history))
+
+
+def _files(history: dict[str, Any]) -> Iterator[Output]:
+    for node, results in history.get("outputs", {}).items():
+        for key in FILE_KEYS:
+            for item in results.get(key, []):
+                yield Output(node, item["filename"], item.get("subfolder", ""), item.get("type", "output"))
+
+
+def explain_refusal(answer: dict[str, Any]) -> str:
+    """One sentence for each node that the server found wrong with a prompt."""
+    sentences = [
+        f"Node {node} ({report.get('class_type')}): {_sentence(error)}"
+        for node, report in (answer.get("node_errors") or {}).items()
+        for error in report.get("errors", [])
+    ]
+    return "ComfyUI refused the prompt. " + (" ".join(sentences) or _sentence(answer.get("error")))
+
+
+def _sentence(error: Any) -> str:
+    parts = [error.get("message"), error.get("details")] if isinstance(error, dict) else [error]
+    return ": ".join(str(part).rstrip(".") for part in parts if part) + "."
+
+
+def explain_failure(data: dict[str, Any]) -> str:
+    """One sentence from an `execution_error` event."""
+    kind = str(data.get("exception_type", "error")).rsplit(".", 1)[-1]
+    message = str(data.get("exception_message", "")).strip()
+    return f"Node {data.get('node_id')} ({data.get('node_type')}) failed with {kind}: {message}"

@@ -1,0 +1,214 @@
+"""One picture in, one MP4 out, through a real ComfyUI and the workflow that the pack ships.
+
+With Stable Video Diffusion and an ExVideo file in the host's model folders it uses those, else tiny random stand-ins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dev import environment
+from dev.environment import ROOT, Environment
+from dev.errors import DevError
+from dev.models import Models, choose, has_real, make_tiny
+
+if TYPE_CHECKING:
+    from dev.client import Client
+
+BASE = ROOT / ".host" / "demo"
+PICTURE = ROOT / "assets" / "photo.jpg"
+API_WORKFLOW = ROOT / "workflows" / "api" / "image_to_video.json"
+UI_WORKFLOW = ROOT / "workflows" / "image_to_video.json"
+LOADER = "ExVideoCheckpointLoader"
+
+FRAMES = 128
+TINY_SIZE = 128
+REAL_SIZE = 512
+SIZE_STEP = 8
+SMALLEST_SIZE = 64
+
+
+class DemoError(DevError):
+    """The demo cannot go on."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    arguments = _parse(sys.argv[1:] if argv is None else argv)
+    _leave_in_order()
+    try:
+        _check_files(arguments)
+        ready = environment.ensure(arguments.comfyui)
+        if not environment.is_active():
+            return _run_again(ready)
+        return _run(ready, arguments)
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+    except (DevError, OSError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m dev.demo", description=__doc__)
+    parser.add_argument("--image", type=Path, default=PICTURE, metavar="PATH", help="the picture to start from")
+    parser.add_argument("--frames", type=_frames, default=FRAMES, metavar="N", help="length of the video (%(default)s)")
+    parser.add_argument("--size", type=_size, metavar="WxH", help=f"its size ({REAL_SIZE}, tiny models: {TINY_SIZE})")
+    parser.add_argument("--steps", type=_at_least(1, "steps"), metavar="N", help="sampling steps (the workflow's)")
+    parser.add_argument("--seed", type=_at_least(0, "seed"), metavar="N", help="random seed (the workflow's)")
+    parser.add_argument("--out", type=Path, metavar="PATH", help="the MP4 (out/<picture>_<frames>f.mp4)")
+    parser.add_argument("--port", type=_at_least(1, "port"), metavar="N", help="port of the server (a free one)")
+    parser.add_argument("--comfyui", metavar="PATH", help="a ComfyUI to use (COMFYUI_PATH, else one is fetched)")
+    arguments = parser.parse_args(argv)
+    name = f"{arguments.image.stem}_{arguments.frames}f.mp4"
+    out = arguments.out or Path("out", name)
+    arguments.out = (out / name if out.is_dir() else out).absolute()
+    return arguments
+
+
+def _at_least(smallest: int, what: str) -> Any:
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = smallest - 1
+        if value < smallest:
+            raise argparse.ArgumentTypeError(f"{what} should be a whole number of at least {smallest}, got {text!r}")
+        return value
+
+    return convert
+
+
+_frames = _at_least(1, "frames")
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) == 1:
+        parts *= 2
+    sides = [int(part) for part in parts if part.isdecimal()]
+    if len(sides) != 2 or len(parts) != 2 or any(side % SIZE_STEP or side < SMALLEST_SIZE for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"size should be N or WxH in multiples of {SIZE_STEP} from {SMALLEST_SIZE} on, got {text!r}"
+        )
+    return sides[0], sides[1]
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+    """What can be found out before anything is installed or started."""
+    if not arguments.image.is_file():
+        raise DemoError(f"{arguments.image} should be a picture, there is no such file: give another with --image.")
+    for workflow in (API_WORKFLOW, UI_WORKFLOW):
+        if not workflow.is_file():
+            raise DemoError(f"{workflow} is missing: restore it, for instance with `git checkout`.")
+    try:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DemoError(
+            f"{arguments.out.parent} cannot be made ({error.strerror}): give another place with --out."
+        ) from error
+
+
+def _run_again(ready: Environment) -> int:
+    """Go on as the environment's interpreter."""
+    command = [str(ready.python), "-m", "dev.demo", *sys.argv[1:]]
+    if os.name != "nt":  # exec there returns to the shell at once, with the program still running
+        sys.stdout.flush()
+        os.execv(command[0], command)
+    return subprocess.run(command).returncode
+
+
+def _leave_in_order() -> None:
+    """Turn the signals that would end us at once into an exception, so that every `with` does its part."""
+
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):  # Windows lacks the second
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # ignored is what nohup wants
+            signal.signal(number, leave)
+
+
+def _run(ready: Environment, arguments: argparse.Namespace) -> int:
+    from dev.client import Client, outputs
+    from dev.picture import write_clean_copy
+    from dev.progress import Progress
+    from dev.server import Server
+    from dev.workflow import titles
+
+    assert ready.comfyui is not None  # asked for with the default of `ensure`
+    with tempfile.TemporaryDirectory() as scratch:
+        picture = Path(scratch, f"{arguments.image.stem}.png")
+        write_clean_copy(arguments.image, picture)
+        if not has_real(ready.comfyui / "models", BASE / "models"):
+            make_tiny(ready.python, BASE / "models")
+        print("Starting ComfyUI", flush=True)
+        with Server(ready, BASE, port=arguments.port) as server, Client(server.url, server.alive) as client:
+            print(f"ComfyUI answers at {server.url}", flush=True)
+            info = client.object_info()
+            models = _choose_models(info.get(LOADER, {"name": LOADER}))
+            size = arguments.size or ((TINY_SIZE, TINY_SIZE) if models.tiny else (REAL_SIZE, REAL_SIZE))
+            overrides = _overrides(arguments, models, size, client.upload_image(picture))
+            prompt, workflow = _workflows(overrides, info)
+            with Progress(titles(prompt, info)) as progress:
+                prompt_id = client.queue(prompt, workflow)
+                client.follow(prompt_id, progress.on_event)
+            _fetch(client, outputs(client.history(prompt_id)), arguments.out)
+    _summarise(models, arguments.frames, size, arguments.out)
+    return 0
+
+
+def _choose_models(loader: dict[str, Any]) -> Models:
+    from dev.workflow import options
+
+    return choose(options(loader, "ckpt_name"), options(loader, "exvideo_name"))
+
+
+def _overrides(
+    arguments: argparse.Namespace, models: Models, size: tuple[int, int], picture: str
+) -> dict[str, dict[str, Any]]:
+    given = {name: value for name in ("seed", "steps") if (value := getattr(arguments, name)) is not None}
+    seed = {name: value for name, value in given.items() if name == "seed"}
+    return {
+        "LoadImage": {"image": picture},
+        LOADER: {"ckpt_name": models.checkpoint, "exvideo_name": models.extension},
+        "ExVideoConditioning": {"width": size[0], "height": size[1], "num_frames": arguments.frames, **seed},
+        "ExVideoSampler": given,
+    }
+
+
+def _workflows(overrides: dict[str, dict[str, Any]], info: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    from dev.workflow import override_api, override_ui
+
+    api = json.loads(API_WORKFLOW.read_text(encoding="utf-8"))
+    page = json.loads(UI_WORKFLOW.read_text(encoding="utf-8"))
+    return override_api(api, overrides), override_ui(page, overrides, info)
+
+
+def _fetch(client: Client, saved: list[Any], out: Path) -> None:
+    videos = [item for item in saved if item.filename.endswith(".mp4")]
+    if not videos:
+        names = [item.filename for item in saved]
+        raise DemoError(f"The workflow should have saved an MP4, it saved {names or 'nothing'}: see {BASE}/server.log.")
+    client.download(videos[-1], out)
+
+
+def _summarise(models: Models, frames: int, size: tuple[int, int], out: Path) -> None:
+    print(f"{frames} frames of {size[0]}x{size[1]} by {models.checkpoint} with {models.extension}")
+    if models.tiny:
+        print("These models are tiny and their weights random: the video shows that the way works, not its quality.")
+    print(out, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

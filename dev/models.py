@@ -1,0 +1,81 @@
+"""Which models the demo uses: the real ones where somebody has them, else tiny ones that it makes."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dev.environment import ROOT
+from dev.errors import DevError
+
+TINY_PREFIX = "exvideo_tiny"
+TINY_CHECKPOINT = f"{TINY_PREFIX}_svd.safetensors"
+TINY_EXTENSION = f"{TINY_PREFIX}_128f.safetensors"
+MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+class ModelsError(DevError):
+    """There is nothing to run with."""
+
+
+class Models(NamedTuple):
+    """A checkpoint and an extension that fit each other, by the names that the loader offers."""
+
+    checkpoint: str
+    extension: str
+
+    @property
+    def tiny(self) -> bool:
+        """Whether these are the stand-ins."""
+        return Path(self.checkpoint).name.startswith(TINY_PREFIX)
+
+
+def choose(checkpoints: Sequence[str], extensions: Sequence[str]) -> Models:
+    """The real pair if the loader offers one, else the tiny one."""
+    real = _real(checkpoints, extensions)
+    if real is not None:
+        return real
+    if TINY_CHECKPOINT not in checkpoints or TINY_EXTENSION not in extensions:
+        raise ModelsError(
+            f"The loader should offer {TINY_CHECKPOINT} and {TINY_EXTENSION}, "
+            f"it offers {list(checkpoints)} and {list(extensions)}: put both into the models folders."
+        )
+    return Models(TINY_CHECKPOINT, TINY_EXTENSION)
+
+
+def has_real(*model_folders: Path) -> bool:
+    """Whether a real pair stands in these folders, as far as that can be seen before the server runs."""
+    checkpoints, extensions = (
+        [path.name for folder in model_folders for path in (folder / kind).rglob("*") if path.is_file()]
+        for kind in ("checkpoints", "exvideo")
+    )
+    return _real(checkpoints, extensions) is not None
+
+
+def make_tiny(python: Path, models: Path) -> None:
+    """Make the tiny pair in a models folder, if it is not there."""
+    if (models / "checkpoints" / TINY_CHECKPOINT).is_file() and (models / "exvideo" / TINY_EXTENSION).is_file():
+        return
+    print("Making tiny models with random weights", flush=True)
+    command = [str(python), "-m", "exvideo_core.tiny", "--models", str(models)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise ModelsError(f"{done.stderr.strip()}\nThe tiny models could not be made; the reason is above.")
+
+
+def _real(checkpoints: Sequence[str], extensions: Sequence[str]) -> Models | None:
+    # SVD-XT first: it is what ExVideo was trained on.
+    svd = sorted(filter(_is_svd, checkpoints), key=lambda name: ("xt" not in name.lower(), name))
+    exvideo = sorted(filter(_is_real, extensions))
+    return Models(svd[0], exvideo[0]) if svd and exvideo else None
+
+
+def _is_svd(name: str) -> bool:
+    return _is_real(name) and "svd" in name.lower()
+
+
+def _is_real(name: str) -> bool:
+    path = Path(name.replace("\\", "/"))  # a Windows host lists subfolders its own way
+    return path.suffix.lower() in MODEL_SUFFIXES and not path.name.startswith(TINY_PREFIX)
