@@ -205,7 +205,7 @@ def encode_clip(clip_vision: Any, preprocess: Callable[[int, list[float], list[f
     the picture and rounds it to 8 bits.
     """
     pixels = preprocess(clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std)
-    comfy.model_management.load_model_gpu(clip_vision.patcher)
+    comfy.model_management.load_models_gpu([clip_vision.patcher])
     outputs = clip_vision.model(pixel_values=pixels.to(clip_vision.load_device).float(), intermediate_output=-2)
     return outputs[2].to(comfy.model_management.intermediate_device())[:, None]
 

@@ -73,7 +73,7 @@ class ExVideoSave(io.ComfyNode):
             crf,
             host.graph_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo),
             None if audio is None else Audio(audio["waveform"][0], audio["sample_rate"]),
-            lambda frame: update(frame, len(images)),
+            lambda frame: update(frame + 1, len(images)),
         )
         return io.NodeOutput(ui=ui.PreviewVideo([ui.SavedResult(to.name, to.subfolder, io.FolderType.output)]))
 
