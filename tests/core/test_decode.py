@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from exvideo_core.decode import decode_windows
+from exvideo_core.types import ExVideoError
+
+
+def upscale(latents):
+    """A decoder without temporal layers: every window gives the same frame."""
+    return latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3).movedim(1, -1)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 7, 8, 9, 12, 23, 40])
+@pytest.mark.parametrize(("window", "overlap"), [(8, 4), (8, 0), (1, 0), (8, 7), (16, 4)])
+def test_blending_changes_nothing_where_windows_agree(frames, window, overlap):
+    latents = torch.randn(frames, 4, 2, 3)
+    torch.testing.assert_close(decode_windows(latents, upscale, window, overlap), upscale(latents))
+
+
+def test_the_blend_is_linear():
+    # A decoder that knows only which window it is in: frame 4 … 7 go from window 0 to window 1.
+    calls = iter(range(2))
+    decoded = decode_windows(torch.zeros(12, 4, 1, 1), lambda x: torch.full((len(x), 1, 1, 3), float(next(calls))))
+    torch.testing.assert_close(decoded[:, 0, 0, 0], torch.tensor([0] * 4 + [0.2, 0.4, 0.6, 0.8] + [1] * 4).float())
+
+
+def test_progress_counts_windows_and_may_stop():
+    seen = []
+    decode_windows(torch.zeros(16, 4, 1, 1), upscale, on_window=lambda *at: seen.append(at))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decode_windows(torch.zeros(16, 4, 1, 1), upscale, on_window=stop)
+
+
+def test_no_frames_are_refused():
+    with pytest.raises(ExVideoError, match="no frames"):
+        decode_windows(torch.zeros(0, 4, 1, 1), upscale)

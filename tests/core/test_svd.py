@@ -1,0 +1,49 @@
+import pytest
+
+from exvideo_core.svd import CLIPLayout, SVDLayout, UNetLayout, VAELayout, read_layout
+from exvideo_core.tiny import LAYOUT
+from exvideo_core.types import ExVideoError
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        SVDLayout(),
+        LAYOUT,
+        SVDLayout(
+            UNetLayout(channels=64, multipliers=(1, 2, 2, 3), context=32),
+            VAELayout(channels=64, multipliers=(1, 2, 3, 3)),
+            CLIPLayout(width=160, layers=3, hidden=320, patch=28, image=112, projection=32),
+        ),
+    ],
+)
+def test_widths_are_read_from_the_tensors(layout):
+    assert read_layout("a file", layout.tensors()) == layout
+
+
+def test_tensors_beyond_the_layout_do_no_harm():
+    assert read_layout("a file", {**LAYOUT.tensors(), "model_ema.decay": (1,)}) == LAYOUT
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "model.diffusion_model.output_blocks.11.1.time_stack.0.norm3.bias",
+        "first_stage_model.decoder.conv_out.time_mix_conv.weight",
+        "conditioner.embedders.0.open_clip.model.visual.proj",
+    ],
+)
+def test_a_missing_part_is_named(missing):
+    shapes = LAYOUT.tensors()
+    del shapes[missing]
+    with pytest.raises(ExVideoError) as error:
+        read_layout("some.safetensors", shapes)
+    assert "some.safetensors" in str(error.value)
+    assert missing in str(error.value)
+
+
+def test_a_tensor_of_the_wrong_shape_is_named():
+    key = "model.diffusion_model.middle_block.1.proj_in.weight"
+    with pytest.raises(ExVideoError, match=key):
+        read_layout("some.safetensors", {**LAYOUT.tensors(), key: (3, 3)})

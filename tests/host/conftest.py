@@ -1,0 +1,92 @@
+"""The tiny model inside this process's ComfyUI, through the pack's own nodes."""
+
+import asyncio
+
+import pytest
+import torch
+from exvideo_pack.exvideo_core.tiny import write_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _as_the_host_runs_nodes():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """A models folder with the tiny model, known to the host."""
+    import folder_paths
+
+    folder = tmp_path_factory.mktemp("models")
+    write_tiny_model(folder)
+    for name in ("checkpoints", "exvideo"):
+        folder_paths.add_model_folder_path(name, str(folder / name))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nodes(models):
+    """The pack's nodes by id, as the host gets them."""
+    import exvideo_pack
+
+    extension = asyncio.run(exvideo_pack.comfy_entrypoint())
+    return {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
+
+
+@pytest.fixture(scope="session")
+def run(nodes):
+    """Execute a node with its schema's defaults where no input is given, as the host would."""
+
+    def call(node_id, **inputs):
+        node = nodes[node_id]
+        defaults = {i.id: i.default for i in node.GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
+        return node.execute(**{**defaults, **inputs}).args
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def loaded(models):
+    """MODEL, CLIP_VISION and VAE of the tiny checkpoint, without an extension."""
+    from exvideo_pack.exvideo_core import host
+    from exvideo_pack.exvideo_core.tiny import CHECKPOINT
+
+    with torch.inference_mode():
+        return host.load_svd(models / CHECKPOINT)
+
+
+@pytest.fixture(scope="session")
+def extension(models):
+    from exvideo_pack.exvideo_core.extension import read_extension
+    from exvideo_pack.exvideo_core.tiny import EXTENSION
+
+    return read_extension(models / EXTENSION)
+
+
+@pytest.fixture(scope="session")
+def predict():
+    """One guided-less call of a MODEL's UNet the way the host's samplers make it: σ = 5, everything seeded."""
+    import comfy.model_management
+    import comfy.sampler_helpers
+    import comfy.samplers
+
+    def call(model, frames, side=16, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        x, image = (torch.randn(frames, 4, side, side, generator=generator) for _ in range(2))
+        token = torch.randn(1, 1, model.model.model_config.unet_config["context_dim"], generator=generator)
+        ids = {"fps": 30, "motion_bucket_id": 127, "augmentation_level": 0.02, "concat_latent_image": image[:1]}
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds([[token, ids]], [[token * 0, ids]])
+        guider.set_cfg(1.0)
+        seen = []
+
+        def one_call(denoise, noised, sigmas, extra_args, **_):
+            seen.append(denoise(noised, sigmas[:1].expand(frames), **extra_args))
+            return noised
+
+        sampler = comfy.samplers.KSAMPLER(one_call)
+        guider.sample(x, torch.zeros_like(x), sampler, torch.tensor([5.0, 0.0]), disable_pbar=True, seed=seed)
+        return seen[0].clone()
+
+    return call

@@ -1,0 +1,157 @@
+"""The patch: an ordinary MODEL comes out, and the one that went in never notices."""
+
+import comfy.model_management
+import comfy.sd
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from exvideo_pack.exvideo_core import host
+from exvideo_pack.exvideo_core.extension import LAYERS, Extension, new_extension
+from exvideo_pack.exvideo_core.tiny import LAYOUT, draw_checkpoint, draw_extension
+from exvideo_pack.exvideo_core.types import ExVideoError
+
+KEY = "diffusion_model.input_blocks.1.1.time_stack.0.norm1.weight"
+
+
+@pytest.fixture
+def model(loaded):
+    return loaded[0]
+
+
+def weights(model):
+    comfy.model_management.unload_all_models()
+    return {key: tensor.clone() for key, tensor in model.model.state_dict().items()}
+
+
+def test_the_model_that_went_in_is_untouched(model, extension, predict):
+    before, output = weights(model), predict(model, 6)
+    extended = host.apply_extension(model, extension)
+    changed = predict(extended, 6)
+    assert not torch.allclose(changed, output)
+    assert torch.equal(predict(model, 6), output)
+    assert torch.equal(predict(extended, 6), changed)
+    after = weights(model)
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    assert not model.patches
+    assert not model.get_additional_models()
+    assert not model.get_all_wrappers(WrappersMP.DIFFUSION_MODEL)
+    assert not any("forward" in vars(m) for m in model.model.diffusion_model.modules())
+
+
+@pytest.mark.parametrize("frames", [1, 2, 25])
+def test_a_new_extension_changes_nothing_on_short_clips(model, predict, frames):
+    new = new_extension(host.base_weights(model), 40)
+    for strength in (1.0, 0.3):
+        assert torch.equal(predict(host.apply_extension(model, new, strength), frames), predict(model, frames))
+
+
+def test_a_new_extension_matters_beyond(model, predict):
+    new = new_extension(host.base_weights(model), 40)
+    assert not torch.allclose(predict(host.apply_extension(model, new), 27), predict(model, 27))
+
+
+def test_strength_zero_is_the_base(model, extension, predict):
+    assert torch.equal(predict(host.apply_extension(model, extension, 0.0), 25), predict(model, 25))
+
+
+def test_patched_weights_are_the_files_own(model, extension):
+    extended = host.apply_extension(model, extension)
+    comfy.model_management.load_models_gpu([extended])
+    state = extended.model.diffusion_model.state_dict()
+    for key, weight in extension.replaced_weights():
+        assert torch.equal(state[key], weight.to(state[key].dtype)), key
+    comfy.model_management.unload_all_models()
+
+
+def test_strength_blends_weights(model, extension):
+    extended = host.apply_extension(model, extension, 0.25)
+    base = host.base_weights(model)
+    comfy.model_management.load_models_gpu([extended])
+    state = extended.model.diffusion_model.state_dict()
+    for key, weight in extension.replaced_weights():
+        expected = 0.75 * base(key).float() + 0.25 * weight.float()
+        torch.testing.assert_close(state[key].float(), expected, rtol=1e-3, atol=1e-3)
+    comfy.model_management.unload_all_models()
+
+
+def test_a_second_extension_replaces_the_first(model, extension, predict):
+    once = host.apply_extension(model, extension, 0.5)
+    twice = host.apply_extension(host.apply_extension(model, extension), extension, 0.5)
+    assert torch.equal(predict(twice, 30), predict(once, 30))
+    assert {len(patches) for patches in twice.patches.values()} == {1}
+    assert len(twice.get_additional_models()) == 1
+    assert len(twice.get_all_wrappers(WrappersMP.DIFFUSION_MODEL)) == 1
+    none = host.apply_extension(once, extension, 0.0)
+    assert not any(none.patches.values())
+    assert len(once.patches[KEY]) == 1
+
+
+def test_clones_keep_the_extension(model, extension, predict):
+    extended = host.apply_extension(model, extension)
+    assert torch.equal(predict(extended.clone().clone(), 30), predict(extended, 30))
+
+
+def test_a_lora_adds_on_top_whether_before_or_after(model, extension, predict):
+    difference = {KEY: ("diff", (torch.full_like(host.base_weights(model)(KEY.split(".", 1)[1]), 0.5),))}
+
+    def with_lora(target):
+        clone = target.clone()
+        assert clone.add_patches(difference, 1.0)
+        return clone
+
+    before = predict(host.apply_extension(with_lora(model), extension), 30)
+    after = predict(with_lora(host.apply_extension(model, extension)), 30)
+    assert torch.equal(before, after)
+    assert not torch.allclose(before, predict(host.apply_extension(model, extension), 30))
+
+
+def test_new_extension_ignores_patches_and_where_weights_are(model, extension):
+    extended = host.apply_extension(model, extension)
+    comfy.model_management.load_models_gpu([extended])
+    loaded_base = host.base_weights(model)
+    comfy.model_management.unload_all_models()
+    fresh = host.base_weights(model)
+    for layer in LAYERS.values():
+        key = f"{layer}.time_stack.0.norm1.weight"
+        assert torch.equal(loaded_base(key), fresh(key))
+
+
+def test_the_host_counts_the_new_modules(model, extension):
+    (positions,) = host.apply_extension(model, extension).get_additional_models()
+    tensors = [t for position in extension.position_weights() for t in position]
+    assert positions.model_size() == sum(t.nbytes for t in tensors)
+    assert positions.load_device == model.load_device
+    assert positions.offload_device == model.offload_device
+
+
+def test_a_clip_that_is_too_long_names_the_limit(model, extension, predict):
+    extended = host.apply_extension(model, Extension({**extension.tensors, **_tables(extension, 20)}, 20))
+    assert predict(extended, 20, side=8).isfinite().all()
+    with pytest.raises(ExVideoError, match="reaches 20 frames, but the latent has 21"):
+        predict(extended, 21, side=8)
+    assert not any("forward" in vars(m) for m in model.model.diffusion_model.modules())
+
+
+@pytest.mark.parametrize("side", [8, 9, 12])
+def test_sizes_the_reference_cannot_do_run(model, extension, predict, side):
+    assert predict(host.apply_extension(model, extension), 3, side=side).isfinite().all()
+
+
+def test_a_model_that_is_not_svd_is_refused(model, extension):
+    class Other:
+        model = torch.nn.Linear(1, 1)
+
+    with pytest.raises(ExVideoError, match="the connected model is Linear"):
+        host.apply_extension(Other(), extension)
+
+
+def test_an_extension_of_another_width_is_refused(model):
+    narrow = LAYOUT.unet.__class__(channels=64, context=64)
+    other = draw_extension(draw_checkpoint(LAYOUT.__class__(unet=narrow, vae=LAYOUT.vae, clip=LAYOUT.clip)), 4)
+    with pytest.raises(ExVideoError, match="does not fit the model"):
+        host.apply_extension(model, other)
+
+
+def _tables(extension, frames):
+    name = "positional_embedding.embeddings"
+    return {key: tensor[:frames] for key, tensor in extension.tensors.items() if key.endswith(name)}

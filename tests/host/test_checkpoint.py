@@ -1,0 +1,110 @@
+"""The layout of SVD as we write it down, against the host's own classes; and a checkpoint of any width."""
+
+import json
+from pathlib import Path
+
+import comfy.clip_vision
+import comfy.ldm.models.autoencoder
+import comfy.model_detection
+import comfy.model_management
+import comfy.supported_models
+import pytest
+import torch
+from exvideo_pack.exvideo_core import host
+from exvideo_pack.exvideo_core.svd import (
+    CLIP_PREFIX,
+    UNET_PREFIX,
+    CLIPLayout,
+    SVDLayout,
+    UNetLayout,
+    VAELayout,
+    read_layout,
+)
+from exvideo_pack.exvideo_core.tiny import CHECKPOINT, LAYOUT, draw_checkpoint, draw_extension
+from exvideo_pack.exvideo_core.types import ExVideoError
+from safetensors.torch import save_file
+
+FULL = SVDLayout()
+
+
+def on_meta(layout):
+    return {key: torch.empty(shape, device="meta") for key, shape in layout.tensors().items()}
+
+
+def shapes(module):
+    return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+
+
+def test_the_host_takes_the_full_layout_for_svd():
+    config = comfy.model_detection.model_config_from_unet(on_meta(FULL), UNET_PREFIX)
+    assert type(config) is comfy.supported_models.SVD_img2vid
+    assert FULL.unet.head == config.unet_config["num_head_channels"]
+    with torch.device("meta"):
+        model = config.get_model({}, UNET_PREFIX)
+    assert shapes(model.diffusion_model) == dict(FULL.unet.tensors())
+
+
+def test_the_full_autoencoder_is_the_hosts():
+    vae = comfy.sd.VAE(sd={key: torch.zeros(shape) for key, shape in FULL.vae.tensors()})
+    assert isinstance(vae.first_stage_model, comfy.ldm.models.autoencoder.AutoencodingEngine)
+    assert shapes(vae.first_stage_model) == dict(FULL.vae.tensors())
+
+
+def test_the_full_image_encoder_is_the_hosts():
+    theirs = json.loads(Path(comfy.clip_vision.__file__).with_name("clip_vision_config_h.json").read_text())
+    ours = FULL.clip.config()
+    assert {key: theirs[key] for key in ours} == ours
+    converted = comfy.clip_vision.convert_to_transformers(
+        {key: tensor for key, tensor in on_meta(FULL).items() if key.startswith(CLIP_PREFIX)}, CLIP_PREFIX
+    )
+    with torch.device("meta"):
+        model = comfy.clip_model.CLIPVisionModelProjection(theirs, None, None, comfy.ops.manual_cast)
+    ignored = "vision_model.embeddings.position_ids"
+    assert {k: tuple(t.shape) for k, t in converted.items() if k != ignored} == shapes(model)
+
+
+def test_the_tiny_checkpoint_arrives_whole(loaded, models):
+    comfy.model_management.unload_all_models()
+    model, clip_vision, vae = loaded
+    assert shapes(model.model.diffusion_model) == dict(LAYOUT.unet.tensors())
+    assert shapes(vae.first_stage_model) == dict(LAYOUT.vae.tensors())
+    weights = comfy.utils.load_torch_file(str(models / CHECKPOINT))
+    for key, tensor in model.model.diffusion_model.state_dict().items():
+        assert torch.equal(tensor.float(), weights[UNET_PREFIX + key].float()), key
+    for key, tensor in vae.first_stage_model.state_dict().items():
+        assert torch.equal(tensor.float(), weights[f"first_stage_model.{key}"].float()), key
+    q = weights[CLIP_PREFIX + "transformer.resblocks.1.attn.in_proj_weight"][: LAYOUT.clip.width]
+    loaded_q = clip_vision.model.state_dict()["vision_model.encoder.layers.1.self_attn.q_proj.weight"]
+    assert torch.equal(loaded_q.float(), q.float())
+
+
+def test_another_width_loads_extends_and_runs(tmp_path, predict):
+    layout = SVDLayout(
+        UNetLayout(channels=64, multipliers=(1, 1, 2, 2), context=48),
+        VAELayout(channels=32, multipliers=(1, 2, 2, 2)),
+        CLIPLayout(width=160, layers=2, hidden=64, patch=28, image=112, projection=48),
+    )
+    weights = draw_checkpoint(layout)
+    path = tmp_path / "other.safetensors"
+    save_file(weights, path)
+    assert read_layout(path.name, {k: tuple(t.shape) for k, t in weights.items()}) == layout
+    model, clip_vision, vae = host.load_svd(path)
+    out = predict(host.apply_extension(model, draw_extension(weights, 30)), frames=26)
+    assert out.isfinite().all()
+    assert vae.encode(torch.rand(1, 64, 64, 3)).shape == (1, 4, 8, 8)
+    assert clip_vision.encode_image(torch.rand(1, 64, 64, 3)).image_embeds.shape == (1, 48)
+
+
+@pytest.mark.parametrize("name", ["text.safetensors", "sd15.ckpt"])
+def test_files_of_other_kinds_are_refused(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("not tensors")
+    with pytest.raises(ExVideoError, match=name):
+        host.load_svd(path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    path = tmp_path / "sd15.safetensors"
+    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3)}, path)
+    with pytest.raises(ExVideoError, match="not a whole Stable Video Diffusion checkpoint"):
+        host.load_svd(path)

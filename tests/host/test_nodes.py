@@ -1,0 +1,196 @@
+"""The nodes as the host runs them, with the host's own beside and between."""
+
+import sys
+
+import pytest
+import torch
+from exvideo_pack.exvideo_core.types import ExVideoError
+
+EXPECTED = {
+    "ExVideoLoader": (["exvideo_name"], ["EXVIDEO"]),
+    "ExVideoCheckpointLoader": (["ckpt_name", "exvideo_name"], ["MODEL", "CLIP_VISION", "VAE"]),
+    "ExVideoInit": (["model", "num_frames"], ["EXVIDEO"]),
+    "ExVideoApply": (["model", "exvideo", "strength"], ["MODEL"]),
+    "ExVideoConditioning": (
+        [
+            "clip_vision", "vae", "init_image", "width", "height", "num_frames", "motion_bucket_id", "fps",
+            "augmentation_level", "seed", "init_video",
+        ],
+        ["CONDITIONING", "CONDITIONING", "LATENT", "FLOAT"],
+    ),
+    "ExVideoScheduler": (["model", "steps", "denoise"], ["SIGMAS"]),
+    "ExVideoSampler": (
+        [
+            "model", "positive", "negative", "latent", "seed", "steps", "min_cfg", "max_cfg", "denoise", "normalize",
+            "contrast",
+        ],
+        ["LATENT"],
+    ),
+    "ExVideoDecode": (["samples", "vae", "window", "overlap"], ["IMAGE"]),
+    "ExVideoSave": (["images", "fps", "filename_prefix", "format", "crf", "audio"], []),
+}  # fmt: skip
+
+
+@pytest.fixture
+def picture():
+    return torch.rand(1, 80, 120, 3, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def model(loaded, extension, run):
+    return run("ExVideoApply", model=loaded[0], exvideo=extension)[0]
+
+
+@pytest.fixture
+def conditions(loaded, run, picture):
+    _, clip_vision, vae = loaded
+    size = {"width": 64, "height": 64, "num_frames": 6}
+    return run("ExVideoConditioning", clip_vision=clip_vision, vae=vae, init_image=picture, **size)
+
+
+def test_the_contract_of_ids_inputs_and_outputs(nodes):
+    got = {}
+    for node_id, node in nodes.items():
+        schema = node.GET_SCHEMA()
+        got[node_id] = ([i.id for i in schema.inputs], [o.get_io_type() for o in schema.outputs])
+        assert schema.category == "ExVideo"
+        assert all(i.tooltip for i in schema.inputs if hasattr(i, "default") and i.default is not None)
+    assert got == EXPECTED
+
+
+def test_loaders(run, models):
+    names = {"exvideo_name": "exvideo_tiny_128f.safetensors"}
+    (extension,) = run("ExVideoLoader", **names)
+    assert extension.num_frames == 128
+    model, clip_vision, vae = run("ExVideoCheckpointLoader", ckpt_name="exvideo_tiny_svd.safetensors", **names)
+    assert model.get_additional_models()
+    assert clip_vision.image_size == 224
+    assert vae.first_stage_model is not None
+    with pytest.raises(ExVideoError, match=r"no gone\.safetensors"):
+        run("ExVideoLoader", exvideo_name="gone.safetensors")
+
+
+def test_conditioning(conditions, loaded, run, picture):
+    positive, negative, latent, fps = conditions
+    ((token, ids),), ((no_token, no_ids),) = positive, negative
+    assert token.shape == no_token.shape == (1, 1, 64)
+    assert token.any()
+    assert not no_token.any()
+    assert (ids["fps"], ids["motion_bucket_id"], ids["augmentation_level"]) == (30, 127, 0.02)
+    assert ids["concat_latent_image"].shape == (1, 4, 8, 8)
+    assert not no_ids["concat_latent_image"].any()
+    assert latent["samples"].shape == (6, 4, 8, 8)
+    assert not latent["samples"].any()
+    assert fps == 30.0
+
+
+def test_conditioning_from_a_video(loaded, run, picture):
+    _, clip_vision, vae = loaded
+    inputs = {"clip_vision": clip_vision, "vae": vae, "init_image": picture, "width": 64, "height": 64}
+    video = torch.rand(11, 64, 64, 3)
+    _, _, latent, _ = run("ExVideoConditioning", **inputs, num_frames=10, init_video=video)
+    torch.testing.assert_close(latent["samples"], vae.encode(video[:10]), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ExVideoError, match="11 frames, but the video is to have 12"):
+        run("ExVideoConditioning", **inputs, num_frames=12, init_video=video)
+
+
+@pytest.mark.parametrize("shape", [(1, 33, 50, 4), (1, 33, 50, 1), (2, 33, 50, 3)])
+def test_conditioning_takes_any_picture(loaded, run, shape):
+    inputs = {"clip_vision": loaded[1], "vae": loaded[2], "width": 64, "height": 64, "num_frames": 2}
+    positive, *_ = run("ExVideoConditioning", init_image=torch.rand(shape), **inputs)
+    assert positive[0][0].isfinite().all()
+
+
+def test_one_seed_one_result_and_no_global_state(model, conditions, run):
+    positive, negative, latent, _ = conditions
+    inputs = {"model": model, "positive": positive, "negative": negative, "latent": latent, "steps": 2}
+    state = torch.get_rng_state()
+    first, again, other = (run("ExVideoSampler", **inputs, seed=seed)[0]["samples"] for seed in (5, 5, 6))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+    assert first.shape == (6, 4, 8, 8)
+    assert not latent["samples"].any()
+
+
+def test_the_sampler_is_the_hosts(model, conditions, run):
+    """At denoise 1 the host's own KSampler with euler and karras makes the same video."""
+    host_nodes = sys.modules.get("nodes") or __import__("nodes")
+    positive, negative, latent, _ = conditions
+    theirs = host_nodes.common_ksampler(model, 5, 3, 2.0, "euler", "karras", positive, negative, latent)[0]["samples"]
+    inputs = {"model": model, "positive": positive, "negative": negative, "latent": latent}
+    ours = run("ExVideoSampler", **inputs, seed=5, steps=3, normalize=False, contrast=1.0)[0]["samples"]
+    assert (ours - theirs).norm() / theirs.norm() < 1e-3
+
+
+def test_guidance_per_frame_is_the_hosts(model, conditions, run):
+    from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
+
+    host_nodes = __import__("nodes")
+    positive, negative, latent, _ = conditions
+    (guided,) = VideoLinearCFGGuidance().patch(model, 1.5)
+    theirs = host_nodes.common_ksampler(guided, 5, 3, 3.0, "euler", "karras", positive, negative, latent)[0]["samples"]
+    inputs = {"model": model, "positive": positive, "negative": negative, "latent": latent, "seed": 5, "steps": 3}
+    plain = {"normalize": False, "contrast": 1.0}
+    ours = run("ExVideoSampler", **inputs, min_cfg=1.5, max_cfg=3.0, **plain)[0]["samples"]
+    assert (ours - theirs).norm() / theirs.norm() < 1e-3
+    # A last frame at 1 must not make the host skip the pass that the other frames need.
+    falling = run("ExVideoSampler", **inputs, min_cfg=3.0, max_cfg=1.0, **plain)[0]["samples"]
+    alone = run("ExVideoSampler", **inputs, min_cfg=1.0, max_cfg=1.0, **plain)[0]["samples"]
+    assert not torch.allclose(falling[0], alone[0])
+
+
+def test_masked_frames_stay(model, conditions, run):
+    positive, negative, latent, _ = conditions
+    pinned = torch.randn(6, 4, 8, 8)
+    mask = torch.ones(6, 1, 8, 8)
+    mask[2] = 0
+    inputs = {"model": model, "positive": positive, "negative": negative, "steps": 3, "contrast": 1.0}
+    latent = {"samples": pinned, "noise_mask": mask}
+    (out,) = run("ExVideoSampler", latent=latent, normalize=False, **inputs)
+    torch.testing.assert_close(out["samples"][2], pinned[2], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(out["samples"][3], pinned[3], atol=0.1)
+
+
+def test_sigmas_go_through_the_hosts_custom_sampler(model, conditions, run):
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import SamplerCustom
+
+    positive, negative, latent, _ = conditions
+    (sigmas,) = run("ExVideoScheduler", model=model, steps=3, denoise=0.6)
+    assert len(sigmas) == 4
+    sampler = comfy.samplers.sampler_object("euler")
+    args = {"add_noise": True, "noise_seed": 5, "cfg": 2.0, "sampler": sampler, "sigmas": sigmas}
+    result = SamplerCustom.execute(model, positive=positive, negative=negative, latent_image=latent, **args)
+    theirs = result.args[0]["samples"]
+    inputs = {"model": model, "positive": positive, "negative": negative, "latent": latent, "denoise": 0.6}
+    (ours,) = run("ExVideoSampler", **inputs, seed=5, steps=3, normalize=False, contrast=1.0)
+    assert torch.equal(ours["samples"], theirs)
+
+
+def test_decode(loaded, run):
+    vae = loaded[2]
+    latents = torch.randn(10, 4, 8, 8)
+    (frames,) = run("ExVideoDecode", samples={"samples": latents}, vae=vae)
+    assert frames.shape == (10, 64, 64, 3)
+    assert 0 <= frames.min() < frames.max() <= 1
+    # One window holds a short clip, so there is nothing to blend: it is the host's own decode.
+    (whole,) = run("ExVideoDecode", samples={"samples": latents[:8]}, vae=vae)
+    torch.testing.assert_close(whole, vae.decode(latents[:8]), rtol=1e-4, atol=1e-4)
+
+
+def test_decode_refuses_other_latents(loaded, run):
+    with pytest.raises(ExVideoError, match=r"got \[1, 16, 8, 8\]"):
+        run("ExVideoDecode", samples={"samples": torch.zeros(1, 16, 8, 8)}, vae=loaded[2])
+
+
+def test_an_old_host_is_told_so(monkeypatch):
+    from exvideo_pack.exvideo_core import host
+
+    for version, fits in [("0.3.75", True), ("0.4.0", True), ("1.0", True), ("0.3.74", False), ("0.2.99", False)]:
+        monkeypatch.setattr(host, "host_version", version)
+        if fits:
+            host.require_version()
+        else:
+            with pytest.raises(ExVideoError, match=f"0.3.75 or newer, this is {version}"):
+                host.require_version()

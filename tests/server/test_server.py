@@ -1,0 +1,189 @@
+"""The pack in a running ComfyUI: what a page or an API client sees."""
+
+import json
+import threading
+import time
+
+import av
+import pytest
+import requests
+import torch
+from PIL import Image
+
+from dev.client import ClientError, PromptCancelledError, outputs
+
+NODES = {
+    "ExVideoLoader", "ExVideoCheckpointLoader", "ExVideoInit", "ExVideoApply", "ExVideoConditioning",
+    "ExVideoScheduler", "ExVideoSampler", "ExVideoDecode", "ExVideoSave",
+}  # fmt: skip
+
+
+def finish(client, workflow):
+    prompt, page = workflow
+    prompt_id = client.queue(prompt, page)
+    events = []
+    client.follow(prompt_id, lambda kind, data: events.append((kind, data)))
+    return client.history(prompt_id), events
+
+
+def test_every_node_is_there_and_nothing_is_logged(object_info, server):
+    ours = {name for name, node in object_info.items() if node["python_module"] == "custom_nodes.exvideo"}
+    assert ours == NODES
+    assert all(object_info[name]["category"] == "ExVideo" for name in ours)
+    assert not [
+        line for line in server.log.read_text().splitlines() if "exvideo" in line.lower() and "warn" in line.lower()
+    ]
+    assert "(IMPORT FAILED)" not in server.log.read_text()
+
+
+def test_a_picture_becomes_a_video_of_128_frames(client, image_to_video, server, tmp_path):
+    workflow = image_to_video()
+    history, events = finish(client, workflow)
+    (saved,) = outputs(history)
+    results = history["outputs"][saved.node]
+    assert results["animated"] == [True]
+    assert (saved.subfolder, saved.type) == ("video", "output")
+
+    path = tmp_path / "video.mp4"
+    client.download(saved, path)
+    with av.open(str(path)) as container:
+        (stream,) = container.streams
+        assert (stream.codec_context.name, stream.width, stream.height) == ("h264", 64, 64)
+        assert float(stream.average_rate) == 30.0
+        assert float(stream.duration * stream.time_base) == pytest.approx(128 / 30, abs=0.01)
+        kept = json.loads(container.metadata["prompt"])
+        for node in kept.values():
+            node.pop("is_changed", None)  # the host's own note, for its cache
+        assert kept == workflow[0]
+        assert json.loads(container.metadata["workflow"]) == workflow[1]
+        frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")).float() for frame in container.decode(video=0)]
+    assert len(frames) == 128
+    clip = torch.stack(frames) / 255
+    assert clip.std() > 0.02
+    assert (clip[1:] - clip[:-1]).abs().mean() > 0
+
+    nodes = {data["node"] for kind, data in events if kind == "progress"}
+    titles = {workflow[0][node]["class_type"] for node in nodes}
+    assert {"ExVideoSampler", "ExVideoDecode", "ExVideoSave"} <= titles
+
+
+def test_one_prompt_twice_gives_the_same_pixels(client, image_to_video, tmp_path):
+    pixels = []
+    for turn in range(2):
+        # Another crf each time: the host would hand back what it already has.
+        size = {"num_frames": 4}
+        save = {"filename_prefix": f"same/{turn}", "crf": 0}
+        client._call("POST", "/free", json={"unload_models": True, "free_memory": True})
+        time.sleep(1)
+        history, _ = finish(client, image_to_video(ExVideoConditioning=size, ExVideoSave=save))
+        (saved,) = outputs(history)
+        client.download(saved, tmp_path / f"{turn}.mp4")
+        with av.open(str(tmp_path / f"{turn}.mp4")) as container:
+            pixels.append([frame.to_ndarray(format="rgb24").tobytes() for frame in container.decode(video=0)])
+    assert pixels[0] == pixels[1]
+
+
+def test_a_clip_that_is_too_long_says_so_and_the_queue_goes_on(client, image_to_video, saved_files):
+    before = saved_files()
+    with pytest.raises(ClientError, match=r"ExVideoSampler.*reaches 128 frames, but the latent has 129"):
+        finish(client, image_to_video(ExVideoConditioning={"num_frames": 129}))
+    assert saved_files() == before
+    finish(client, image_to_video(ExVideoConditioning={"num_frames": 2}))
+    assert len(saved_files()) == len(before) + 1
+
+
+def test_a_missing_model_is_named(client, image_to_video):
+    # By the host before anything runs, or by the node: 0.3.75 does not check lists of V3 nodes.
+    prompt, page = image_to_video()
+    (loader,) = (node for node in prompt.values() if node["class_type"] == "ExVideoCheckpointLoader")
+    loader["inputs"]["exvideo_name"] = "gone.safetensors"
+    with pytest.raises(ClientError, match=r"ExVideoCheckpointLoader.*gone\.safetensors"):
+        finish(client, (prompt, page))
+
+
+def test_an_unknown_format_is_named(client, image_to_video):
+    small = {"num_frames": 2}
+    with pytest.raises(ClientError, match=r"ExVideoSave.*mp4-h264"):
+        finish(client, image_to_video(ExVideoConditioning=small, ExVideoSave={"format": "betamax"}))
+
+
+@pytest.mark.parametrize("during", ["ExVideoSampler", "ExVideoDecode", "ExVideoSave"])
+def test_an_interrupt_stops_and_leaves_nothing(client, image_to_video, saved_files, during):
+    before = saved_files()
+    prompt, page = image_to_video(ExVideoSampler={"steps": 3, "seed": hash(during) % 1000})
+    (node,) = (key for key, value in prompt.items() if value["class_type"] == during)
+    interrupted = threading.Event()
+
+    def on_event(kind, data):
+        if kind == "progress" and data["node"] == node and not interrupted.is_set():
+            interrupted.set()
+            client.interrupt()
+
+    prompt_id = client.queue(prompt, page)
+    with pytest.raises(PromptCancelledError):
+        client.follow(prompt_id, on_event)
+    assert interrupted.is_set()
+    assert saved_files() == before
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "I;16", "P", "huge"])
+def test_any_picture_works(client, image_to_video, tmp_path, mode):
+    path = tmp_path / f"{mode.replace(';', '')}.png"
+    colour = {"RGBA": (200, 10, 10, 90), "huge": (9, 80, 200)}.get(mode, 70)
+    size = (4000, 3000) if mode == "huge" else (90, 70)
+    Image.new("RGB" if mode == "huge" else mode, size, colour).save(path)
+    history, _ = finish(client, image_to_video(path, ExVideoConditioning={"num_frames": 2}))
+    assert len(outputs(history)) == 1
+
+
+def test_a_text_named_png_ends_in_a_sentence(client, image_to_video, tmp_path):
+    path = tmp_path / "text.png"
+    path.write_text("no picture")
+    with pytest.raises(ClientError, match="cannot identify image file"):
+        finish(client, image_to_video(path))
+
+
+def test_a_name_outside_the_output_folder_is_refused(client, image_to_video, saved_files, server):
+    before = set(server.base.rglob("*.mp4"))
+    small = {"num_frames": 2}
+    with pytest.raises(ClientError, match="output folder"):
+        finish(client, image_to_video(ExVideoConditioning=small, ExVideoSave={"filename_prefix": "../../escaped"}))
+    assert set(server.base.rglob("*.mp4")) == before
+
+
+def test_the_hosts_own_loader_and_sampler_work_on_our_model(client, image_to_video):
+    """Load ExVideo Extension + Apply ExVideo on a MODEL, and the host's KSampler on the result."""
+    prompt, page = image_to_video(ExVideoConditioning={"num_frames": 3})
+    key = {node["class_type"]: number for number, node in prompt.items()}
+    loader, sampler = key["ExVideoCheckpointLoader"], key["ExVideoSampler"]
+    name = prompt[loader]["inputs"]["exvideo_name"]
+    prompt["100"] = {"class_type": "ExVideoLoader", "inputs": {"exvideo_name": name}}
+    # Applied a second time, at half strength: it replaces the first.
+    apply = {"model": [loader, 0], "exvideo": ["100", 0], "strength": 0.5}
+    prompt["101"] = {"class_type": "ExVideoApply", "inputs": apply}
+    links = prompt[sampler]["inputs"]
+    prompt[sampler] = {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["101", 0], "positive": links["positive"], "negative": links["negative"],
+            "latent_image": links["latent"], "seed": 1, "steps": 2, "cfg": 2.0, "sampler_name": "euler",
+            "scheduler": "karras", "denoise": 1.0,
+        },
+    }  # fmt: skip
+    history, _ = finish(client, (prompt, page))
+    assert len(outputs(history)) == 1
+
+
+def test_help_and_translations_reach_the_page(server, object_info):
+    for node_id in NODES:
+        for page in (f"{node_id}.md", f"{node_id}/zh.md"):
+            answer = requests.get(f"{server.url}/extensions/exvideo/docs/{page}", timeout=30)
+            assert answer.ok, page
+            assert len(answer.text) > 500, page
+    chinese = server.get("/i18n")["zh"]["nodeDefs"]
+    assert chinese.keys() >= NODES
+    assert chinese["ExVideoApply"]["display_name"] != object_info["ExVideoApply"]["display_name"]
+
+
+def test_the_workflow_is_listed_as_a_template(server):
+    assert server.get("/workflow_templates")["exvideo"] == ["image_to_video"]
