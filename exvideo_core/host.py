@@ -177,8 +177,10 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0) -> 
             )
 
     clone = model.clone()
-    for key, ours in clone.attachments.pop(KEY, {}).items():
-        clone.patches[key] = [patch for patch in clone.patches[key] if patch is not ours]
+    for key, earlier in clone.attachments.pop(KEY, {}).items():
+        others = [patch for patch in clone.patches.pop(key, []) if patch is not earlier]
+        if others:
+            clone.patches[key] = others
     patches: dict[str, tuple[Any, ...]] = {}
     if strength != 0:
         for key, weight in extension.replaced_weights():

@@ -59,7 +59,7 @@ class PositionLayer(nn.Module):
             x: [videos · frames, height · width, C], output of the spatial block.
             frames: T, frames of one video, at most `num_frames`.
             height: rows of the latent map.
-            embed: SVD's `time_pos_embed`, [T, C] → [T, C].
+            embed: SVD's `time_pos_embed`, which maps rows of the table, [videos · frames, C], to as many.
 
         Returns:
             [videos · frames, height · width, C].
@@ -90,7 +90,7 @@ def check_length(frames: int, num_frames: int) -> None:
     if frames > num_frames:
         raise ExVideoError(
             f"This ExVideo extension reaches {num_frames} frames, but the latent has {frames}: "
-            f"lower num_frames to at most {num_frames}, or make the video in several segments."
+            f"lower num_frames to at most {num_frames}."
         )
 
 

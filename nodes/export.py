@@ -45,7 +45,8 @@ class ExVideoSave(io.ComfyNode):
                     default=19,
                     min=0,
                     max=51,
-                    tooltip="Quality: 0 is lossless, 17 to 23 looks good, higher is smaller and worse.",
+                    tooltip="Quality: 17 to 23 looks good, higher is smaller and worse. 0 keeps everything, but few "
+                    "players can show it.",
                 ),
                 io.Audio.Input("audio", optional=True, tooltip="Sound, cut to the length of the video."),
             ],

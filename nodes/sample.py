@@ -126,7 +126,8 @@ class ExVideoSampler(io.ComfyNode):
         samples = host.sample_euler(
             model, positive, negative, noise, latent, schedule.sigmas(steps, denoise), max_cfg, guidance, seed
         )
-        return io.NodeOutput({"samples": sampling.post_process(samples, normalize, contrast)})
+        # What else a LATENT carries, such as a mask, goes on, as with the host's samplers.
+        return io.NodeOutput({**latent, "samples": sampling.post_process(samples, normalize, contrast)})
 
 
 NODES = [ExVideoScheduler, ExVideoSampler]
