@@ -13,7 +13,7 @@ from dev.errors import DevError
 TINY_PREFIX = "exvideo_tiny"
 TINY_CHECKPOINT = f"{TINY_PREFIX}_svd.safetensors"
 TINY_EXTENSION = f"{TINY_PREFIX}_128f.safetensors"
-MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+MODEL_SUFFIX = ".safetensors"  # the only kind the pack reads
 
 
 class ModelsError(DevError):
@@ -78,4 +78,4 @@ def _is_svd(name: str) -> bool:
 
 def _is_real(name: str) -> bool:
     path = Path(name.replace("\\", "/"))  # a Windows host lists subfolders its own way
-    return path.suffix.lower() in MODEL_SUFFIXES and not path.name.startswith(TINY_PREFIX)
+    return path.suffix.lower() == MODEL_SUFFIX and not path.name.startswith(TINY_PREFIX)

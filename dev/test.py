@@ -10,7 +10,7 @@ from dev.environment import ROOT, SetupError, ensure
 
 
 def main(pytest_arguments: list[str]) -> int:
-    """Run all three steps; returns the exit status of the first that failed."""
+    """Run all steps; returns the exit status of the first that failed."""
     with_host = os.environ.get("HOST", "").lower() != "none"
     try:
         ready = ensure(host=with_host)
@@ -29,6 +29,7 @@ def main(pytest_arguments: list[str]) -> int:
 
     steps = (
         ["-m", "ruff", "check", "."],
+        ["-m", "ruff", "format", "--check", "."],
         ["-m", "mypy"],
         # -P keeps the repository's root off sys.path, where our `nodes` would hide the host's module of that name.
         ["-P", "-m", "pytest", *pytest_arguments],
