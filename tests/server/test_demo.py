@@ -48,7 +48,13 @@ def test_one_command_one_video(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="Windows delivers Ctrl-C to a console, not to a process")
 def test_ctrl_c_leaves_nothing(tmp_path):
     out = tmp_path / "mine.mp4"
-    process = start("--frames=128", f"--out={out}", start_new_session=True)
+    # In the background of a script, as CI may be, programs are born deaf to Ctrl-C; a person's terminal is meant here.
+    process = start(
+        "--frames=128",
+        f"--out={out}",
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not servers() and time.monotonic() < deadline:
         time.sleep(0.2)
