@@ -10,7 +10,6 @@ from exvideo_core.extension import (
     LAYERS,
     REPLACED,
     TABLE,
-    Extension,
     extension_shapes,
     new_extension,
     position_ids,
@@ -163,4 +162,3 @@ def test_extension_of_no_frames_is_refused(checkpoint):
 def test_an_extension_cannot_be_changed(extension):
     with pytest.raises(AttributeError):
         extension.num_frames = 3
-    assert isinstance(extension, Extension)
