@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors
 import torch
 
+from .files import Shapes, open_tensors
 from .types import ExVideoError
 
 LAYERS: Mapping[int, str] = {
@@ -170,18 +170,12 @@ def read_extension(path: str | Path) -> Extension:
     Raises:
         ExVideoError: the file is not an ExVideo extension; says what it looks like instead.
     """
-    name = Path(path).name
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            keys = set(file.keys())
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
-            num_frames = _check_layout(name, shapes)
-            return Extension({key: file.get_tensor(key) for key in shapes}, num_frames, file.metadata() or {})
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ExVideoError(
-            f"{name} cannot be read as a .safetensors file ({error}): it is cut short or something else. "
-            "Download model.fp16.safetensors of ECNU-CILab/ExVideo-SVD-128f-v1 again."
-        ) from error
+    with open_tensors(path, "Download model.fp16.safetensors of ECNU-CILab/ExVideo-SVD-128f-v1 again.") as (
+        file,
+        shapes,
+    ):
+        num_frames = _check_layout(Path(path).name, shapes)
+        return Extension({key: file.get_tensor(key) for key in shapes}, num_frames, file.metadata() or {})
 
 
 def extension_shapes(num_frames: int, channels: Mapping[int, int], context: int) -> dict[str, tuple[int, ...]]:
@@ -209,7 +203,7 @@ def extension_shapes(num_frames: int, channels: Mapping[int, int], context: int)
     return shapes
 
 
-def _check_layout(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _check_layout(name: str, shapes: Shapes) -> int:
     """The number of frames an extension file was trained for, once its tensors are all there and fit."""
     try:
         num_frames = shapes[f"blocks.7.{TABLE}"][0]
@@ -232,7 +226,7 @@ def _check_layout(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
     return num_frames
 
 
-def _looks_like(keys: Mapping[str, tuple[int, ...]]) -> str:
+def _looks_like(keys: Shapes) -> str:
     if any("lora" in key.lower() for key in keys):
         return "a LoRA"
     if any(key.startswith("model.diffusion_model.") for key in keys):

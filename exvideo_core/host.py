@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,14 +18,12 @@ import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
-import comfy.sample
 import comfy.samplers
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
 import folder_paths
 import latent_preview
-import safetensors
 import torch
 from comfy.cli_args import args as host_arguments
 from comfy.ldm.models.autoencoder import AutoencoderKL, AutoencodingEngine
@@ -32,6 +31,7 @@ from comfy.patcher_extension import WrappersMP
 from comfyui_version import __version__ as host_version
 
 from .extension import Extension
+from .files import open_tensors
 from .layers import PositionLayers, extended_unet
 from .svd import CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, SVDLayout, read_layout
 from .types import ExVideoError
@@ -51,8 +51,8 @@ throw_if_interrupted = comfy.model_management.throw_exception_if_processing_inte
 
 def require_version() -> None:
     """Raise ExVideoError on a ComfyUI older than we support."""
-    numbers = [[int(n) for n in version.split(".")[:3] if n.isdigit()] for version in (host_version, OLDEST_HOST)]
-    if numbers[0] < numbers[1]:
+    this, oldest = ([int(n) for n in re.findall(r"\d+", version)[:3]] for version in (host_version, OLDEST_HOST))
+    if this < oldest:
         raise ExVideoError(f"ExVideo needs ComfyUI {OLDEST_HOST} or newer, this is {host_version}: please update it.")
 
 
@@ -287,14 +287,8 @@ def load_svd(path: Path) -> tuple[Any, Any, Any]:
     Raises:
         ExVideoError: not a whole SVD checkpoint in a .safetensors file.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ExVideoError(
-            f"{path.name} cannot be read as a .safetensors file ({error}): choose an SVD checkpoint of that format."
-        ) from error
-    layout = read_layout(path.name, shapes)
+    with open_tensors(path, "Choose an SVD checkpoint of that format.") as (_, shapes):
+        layout = read_layout(path.name, shapes)
     if layout == SVDLayout():
         model, _, vae, clip_vision, *_ = comfy.sd.load_checkpoint_guess_config(
             str(path), output_vae=True, output_clip=False, output_clipvision=True

@@ -187,7 +187,14 @@ def test_decode_refuses_other_latents(loaded, run):
 def test_an_old_host_is_told_so(monkeypatch):
     from exvideo_pack.exvideo_core import host
 
-    for version, fits in [("0.3.75", True), ("0.4.0", True), ("1.0", True), ("0.3.74", False), ("0.2.99", False)]:
+    for version, fits in [
+        ("0.3.75", True),
+        ("0.4.0", True),
+        ("1.0", True),
+        ("0.3.75rc1", True),
+        ("0.3.74", False),
+        ("0.2.99", False),
+    ]:
         monkeypatch.setattr(host, "host_version", version)
         if fits:
             host.require_version()
