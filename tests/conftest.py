@@ -58,9 +58,10 @@ def reference():
     """Import a module of the authors' released code (diffsynth 1.1.9) without its package's own imports."""
 
     def load(name: str) -> types.ModuleType:
-        found = importlib.util.find_spec("diffsynth") if "diffsynth" not in sys.modules else None
-        if found is not None:
-            (root,) = found.submodule_search_locations or [""]
+        if "diffsynth" not in sys.modules:
+            package = importlib.util.find_spec("diffsynth")
+            assert package is not None, "diffsynth 1.1.9, the oracle, is not installed: run `make host`"
+            (root,) = package.submodule_search_locations or ()
             for parent in ("diffsynth", "diffsynth.models", "diffsynth.schedulers"):
                 module = types.ModuleType(parent)
                 module.__path__ = [str(Path(root, *parent.split(".")[1:]))]

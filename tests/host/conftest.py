@@ -67,8 +67,6 @@ def extension(models):
 @pytest.fixture(scope="session")
 def predict():
     """One guided-less call of a MODEL's UNet the way the host's samplers make it: σ = 5, everything seeded."""
-    import comfy.model_management
-    import comfy.sampler_helpers
     import comfy.samplers
 
     def call(model, frames, side=16, seed=0):

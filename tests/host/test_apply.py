@@ -1,7 +1,8 @@
 """The patch: an ordinary MODEL comes out, and the one that went in never notices."""
 
+from dataclasses import replace
+
 import comfy.model_management
-import comfy.sd
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -147,8 +148,8 @@ def test_a_model_that_is_not_svd_is_refused(model, extension):
 
 
 def test_an_extension_of_another_width_is_refused(model):
-    narrow = LAYOUT.unet.__class__(channels=64, context=64)
-    other = draw_extension(draw_checkpoint(LAYOUT.__class__(unet=narrow, vae=LAYOUT.vae, clip=LAYOUT.clip)), 4)
+    wider = replace(LAYOUT, unet=replace(LAYOUT.unet, channels=64))
+    other = draw_extension(draw_checkpoint(wider), 4)
     with pytest.raises(ExVideoError, match="does not fit the model"):
         host.apply_extension(model, other)
 
