@@ -1,4 +1,4 @@
-"""Where the tests find a ComfyUI, and the authors' code as the oracle.
+"""Where the tests find a ComfyUI, and the list of errors against the authors' code.
 
 Core tests need neither. Host and server tests run on a real ComfyUI: the one at COMFYUI_PATH, else the one that
 `python -m dev.environment` sets up. Where there is none the run fails, unless it was told EXVIDEO_HOST=none.
@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import os
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -53,19 +52,35 @@ if not WITHOUT_HOST:
     load_host()
 
 
-@pytest.fixture(scope="session")
-def reference():
-    """Import a module of the authors' released code (diffsynth 1.1.9) without its package's own imports."""
+class Parity:
+    """Errors against the authors' code: each held to its bound, the worst of every stage told after the run."""
 
-    def load(name: str) -> types.ModuleType:
-        if "diffsynth" not in sys.modules:
-            package = importlib.util.find_spec("diffsynth")
-            assert package is not None, "diffsynth 1.1.9, the oracle, is not installed: run `make host`"
-            (root,) = package.submodule_search_locations or ()
-            for parent in ("diffsynth", "diffsynth.models", "diffsynth.schedulers"):
-                module = types.ModuleType(parent)
-                module.__path__ = [str(Path(root, *parent.split(".")[1:]))]
-                sys.modules[parent] = module
-        return importlib.import_module(name)
+    def __init__(self):
+        self.stages = {}
 
-    return load
+    def __call__(self, stage, case, ours, theirs, bound):
+        """Hold the relative error ‖ours − theirs‖ / ‖theirs‖ to a bound."""
+        assert ours.shape == theirs.shape
+        assert theirs.std() > 1e-3, "the oracle's output hardly varies: nothing is compared"
+        error = ((ours - theirs).norm() / theirs.norm()).item()
+        self.stages.setdefault((stage, bound), {})[case] = error
+        assert error <= bound, f"{stage}, {case}: relative error {error:.1e}, bound {bound:.0e}"
+
+    def report(self):
+        for (stage, bound), errors in self.stages.items():
+            case, worst = max(errors.items(), key=lambda item: item[1])
+            yield f"{stage:<50} {worst:.1e}, bound {bound:.0e}; {len(errors)} cases, the worst: {case}"
+
+
+PARITY = Parity()
+
+
+@pytest.fixture
+def parity():
+    return PARITY
+
+
+def pytest_terminal_summary(terminalreporter):
+    if PARITY.stages:
+        terminalreporter.section("relative errors against the authors' code, float32, CPU")
+        terminalreporter.write_line("\n".join(PARITY.report()))

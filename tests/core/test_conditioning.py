@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from dev import reference
 from exvideo_core.conditioning import augment, clip_pixels, first_image, fit, rgb
 from exvideo_core.types import ClipShape, ExVideoError
 
@@ -44,8 +45,8 @@ def test_fit_does_not_alias():
 
 
 @pytest.mark.parametrize("size", [(300, 451), (128, 128), (224, 224), (640, 200), (1000, 1500)])
-def test_the_image_for_clip_is_the_references(size, reference):
-    processor = _reference_processor(reference)
+def test_the_image_for_clip_is_the_references(size):
+    processor = reference.pipeline_module().SVDCLIPImageProcessor()
     image = torch.rand(1, *size, 3)
     theirs = processor.resize_with_antialiasing(image.movedim(-1, 1) * 2 - 1, (224, 224))
     ours = clip_pixels(image, 224, [0.5] * 3, [0.5] * 3)
@@ -76,17 +77,3 @@ def test_clip_shape_rounds_down_to_whole_cells():
     for frames, height, width in [(0, 64, 64), (1, 7, 64)]:
         with pytest.raises(ExVideoError):
             ClipShape.of_pixels(frames, height, width)
-
-
-def _reference_processor(reference):
-    """The reference's CLIP resize. Its module imports the whole of diffsynth, so only the class is run."""
-    import ast
-    import inspect
-    from pathlib import Path
-
-    models = reference("diffsynth.models.svd_unet")
-    source = Path(inspect.getfile(models)).parents[1].joinpath("pipelines/svd_video.py").read_text()
-    (found,) = (n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == "SVDCLIPImageProcessor")
-    names = {"torch": torch}
-    exec(compile(ast.Module([found], []), "svd_video.py", "exec"), names)
-    return names["SVDCLIPImageProcessor"]()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dev import reference
 from exvideo_core.extension import (
     BIAS,
     KERNEL,
@@ -57,9 +58,9 @@ def test_the_key_map_is_complete():
     assert len(seen) == 480
 
 
-def test_the_reference_has_the_same_tensors(reference):
+def test_the_reference_has_the_same_tensors():
     with torch.device("meta"):
-        unet = reference("diffsynth.models.svd_unet").SVDUNet(add_positional_conv=128)
+        unet = reference.module("diffsynth.models.svd_unet").SVDUNet(add_positional_conv=128)
     blocks = tuple(f"blocks.{block}." for block in LAYERS)
     theirs = {key: tuple(t.shape) for key, t in unet.state_dict().items() if key.startswith(blocks)}
     assert extension_shapes(128, CHANNELS, 1024) == theirs
@@ -75,8 +76,8 @@ def test_positions_bounce():
 
 
 @pytest.mark.parametrize("num_frames", [2, 25, 26, 128, 300])
-def test_the_table_starts_as_the_reference_does(num_frames, reference):
-    theirs = reference("diffsynth.models.svd_unet").TrainableTemporalTimesteps(320, True, 0, num_frames)
+def test_the_table_starts_as_the_reference_does(num_frames):
+    theirs = reference.module("diffsynth.models.svd_unet").TrainableTemporalTimesteps(320, True, 0, num_frames)
     torch.testing.assert_close(sinusoid(position_ids(num_frames), 320), theirs.embeddings.data)
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from dev import reference
 from exvideo_core.schedule import sigmas
 from exvideo_core.types import ExVideoError
 
@@ -17,8 +18,8 @@ def test_equals_the_formula_in_float64(steps, denoise):
 
 
 @pytest.mark.parametrize(("steps", "denoise"), CASES)
-def test_equals_the_reference(steps, denoise, reference):
-    scheduler = reference("diffsynth.schedulers.continuous_ode").ContinuousODEScheduler()
+def test_equals_the_reference(steps, denoise):
+    scheduler = reference.scheduler()
     scheduler.set_timesteps(steps, denoising_strength=denoise)
     torch.testing.assert_close(sigmas(steps, denoise)[:-1], scheduler.sigmas, rtol=1e-6, atol=0)
 

@@ -88,3 +88,28 @@ def predict():
         return seen[0].clone()
 
     return call
+
+
+@pytest.fixture(scope="session")
+def run_unet():
+    """One pass of an extended MODEL's UNet, of several videos in one batch, without a sampler around it."""
+    import comfy.model_management
+
+    def call(model, latents, images, tokens, ids, timestep):
+        frames = len(latents[0])
+        x = torch.cat([torch.cat([latent, image], 1) for latent, image in zip(latents, images, strict=True)])
+        context = torch.cat([token.expand(frames, -1, -1) for token in tokens])
+        fps, motion, level = ids
+        # The host's embedding of ids takes the fps as a person says it, and subtracts 1.
+        adm = model.model.encode_adm(fps=fps + 1, motion_bucket_id=motion, augmentation_level=level)
+        comfy.model_management.load_models_gpu([model, *model.get_additional_models()])
+        return model.model.diffusion_model(
+            x,
+            torch.full((len(x),), timestep),
+            context,
+            adm.expand(len(x), -1),
+            transformer_options={"wrappers": model.wrappers},
+            num_video_frames=frames,
+        )
+
+    return call

@@ -1,35 +1,92 @@
-"""SVD at its own width, random weights: the patched host against the authors' code."""
+"""SVD at its own widths, random weights: every stage against the authors' code.
+
+What takes minutes is marked `long` and left out of `make test`; `make parity` runs all of it.
+"""
 
 import gc
 
+import comfy.clip_vision
 import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
+import comfy.sd
 import psutil
 import pytest
 import torch
-from exvideo_pack.exvideo_core import host
-from exvideo_pack.exvideo_core.svd import UNET_PREFIX, SVDLayout
+from exvideo_pack.exvideo_core import conditioning, host
+from exvideo_pack.exvideo_core.svd import CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, SVDLayout
 from exvideo_pack.exvideo_core.tiny import draw_checkpoint, draw_extension
 
-NEEDED_GIB = 17
+from dev import reference
+
+IDS, TIMESTEP = (29, 127, 0.02), 0.4
+SEED, STEPS = 3, 5
+
+pytestmark = pytest.mark.slow
+long = pytest.mark.long
 
 
-class OnlyUNet(SVDLayout):
-    """The checkpoint without the parts that this comparison does not run."""
+class Only(SVDLayout):
+    """One part of the checkpoint: there is no room for the others beside it."""
+
+    def __init__(self, prefix):
+        super().__init__()
+        object.__setattr__(self, "prefix", prefix)
 
     def tensors(self):
-        return {UNET_PREFIX + key: shape for key, shape in self.unet.tensors()}
+        return {key: shape for key, shape in super().tensors().items() if key.startswith(self.prefix)}
+
+
+def draw(prefix, gib):
+    """Random weights of one part, or a skipped test where memory is short."""
+    comfy.model_management.unload_all_models()
+    gc.collect()
+    free = psutil.virtual_memory().available / 2**30
+    if free < gib:
+        pytest.skip(f"{prefix}* of a full-size SVD in float32 needs {gib} GiB of memory, {free:.0f} are free")
+    return draw_checkpoint(Only(prefix))
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_decode(parity, run):
+    weights = draw(VAE_PREFIX, 5)
+    vae = comfy.sd.VAE(sd={key.removeprefix(VAE_PREFIX): tensor for key, tensor in weights.items()})
+    vae.first_stage_model.float()
+    vae.vae_dtype = torch.float32
+    latents = drawn(13, 4, 8, 8)
+    (ours,) = run("ExVideoDecode", samples={"samples": latents}, vae=vae)
+    theirs = reference.vae_decoder(weights).decode_video(0.18215 * latents).permute(1, 2, 3, 0)
+    parity("decode in windows of 8, full size", "13 frames, 8×8", ours, (theirs / 2 + 0.5).clamp(0, 1), 1e-4)
+
+    image = torch.rand(1, 96, 64, 3, generator=torch.Generator().manual_seed(4))
+    encoded = reference.vae_encoder(weights)(image.movedim(-1, 1) * 2 - 1) / 0.18215
+    parity("image latent, full size", "64×96", vae.encode(image), encoded, 1e-4)
+
+
+@long
+def test_the_image_token(parity):
+    # The host keeps this encoder in half precision, so only what that can hold is comparable.
+    weights = {key: tensor.half() for key, tensor in draw(CLIP_PREFIX, 10).items()}
+    converted = comfy.clip_vision.convert_to_transformers(dict(weights), CLIP_PREFIX)
+    clip_vision = comfy.clip_vision.load_clipvision_from_sd(converted)
+    authors = reference.image_encoder({key: t.float() for key, t in weights.items()}, SVDLayout().clip)
+    image = torch.rand(1, 300, 451, 3, generator=torch.Generator().manual_seed(4))
+    pixels = (
+        reference.pipeline_module()
+        .SVDCLIPImageProcessor()
+        .resize_with_antialiasing(image.movedim(-1, 1) * 2 - 1, (224, 224))
+    )
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (clip_vision.image_mean, clip_vision.image_std))
+    ours = host.encode_clip(clip_vision, lambda *size: conditioning.clip_pixels(image, *size))
+    parity("image token, full size", "451×300", ours[0], authors(((pixels + 1) / 2 - mean) / std), 1e-4)
 
 
 @pytest.fixture(scope="module")
 def full_size():
-    comfy.model_management.unload_all_models()
-    gc.collect()
-    free = psutil.virtual_memory().available / 2**30
-    if free < NEEDED_GIB:
-        pytest.skip(f"a full-size SVD in float32 needs {NEEDED_GIB} GiB of memory, {free:.0f} are free")
-    weights = draw_checkpoint(OnlyUNet())
+    weights = draw(UNET_PREFIX, 17)
     return weights, draw_extension(weights, 128)
 
 
@@ -49,48 +106,97 @@ def base(full_size):
 
 
 @pytest.fixture(scope="module")
-def oracle(full_size, reference):
-    weights, extension = full_size
-    module = reference("diffsynth.models.svd_unet")
-    with torch.device("meta"):
-        unet = module.SVDUNet(add_positional_conv=128)
-    names = module.SVDUNetStateDictConverter().from_civitai(weights)
-    unet.load_state_dict({**names, **extension.tensors}, assign=True)
-    return unet.eval()
+def extended(base, full_size):
+    return host.apply_extension(base, full_size[1])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("frames", [6, 26])
-def test_the_patched_host_is_the_reference(base, oracle, full_size, frames):
-    weights, extension = full_size
-    checksums = {key: _checksum(tensor) for key, tensor in weights.items()}
-    generator = torch.Generator().manual_seed(frames)
-    x, image = (torch.randn(frames, 4, 16, 16, generator=generator) for _ in range(2))
-    token = torch.randn(1, 1, 1024, generator=generator)
-    ids, timestep = torch.tensor([[29.0, 127.0, 0.02]]), 0.4
+@pytest.fixture(scope="module")
+def authors(full_size):
+    return reference.unet(*full_size)
 
-    theirs = oracle(torch.cat([x, image], 1), timestep, token[0], ids)
 
-    extended = host.apply_extension(base, extension)
-    comfy.model_management.load_models_gpu([extended, *extended.get_additional_models()])
-    wrappers = {"wrappers": extended.wrappers}
-    ours = extended.model.diffusion_model(
-        torch.cat([x, image], 1),
-        torch.full((frames,), timestep),
-        token.expand(frames, -1, -1),
-        extended.model.encode_adm(fps=30, motion_bucket_id=127, augmentation_level=0.02).expand(frames, -1),
-        transformer_options=wrappers,
-        num_video_frames=frames,
-    )
-    error = ((ours - theirs).norm() / theirs.norm()).item()
-    print(f"\nfull size, {frames} frames: relative error {error:.1e}, deviation of the output {theirs.std():.2f}")
-    assert theirs.std() > 0.01
-    assert error <= 2e-5
-
+@pytest.fixture(scope="module", autouse=True)
+def _gives_the_memory_back():
+    yield
     comfy.model_management.unload_all_models()
-    assert {key: _checksum(tensor) for key, tensor in weights.items()} == checksums
+
+
+@pytest.mark.parametrize(
+    ("frames", "height", "width"),
+    [
+        (2, 16, 16), (26, 16, 16),
+        *(pytest.param(*size, marks=long) for size in [
+            (25, 16, 16), (64, 16, 16), (128, 16, 16), (2, 16, 24), (26, 16, 24), (6, 24, 40), (26, 24, 40),
+        ]),
+    ],
+)  # fmt: skip
+def test_the_patched_unet(extended, authors, run_unet, parity, frames, height, width):
+    x, image = drawn(frames, 4, height, width), drawn(1, 4, height, width, seed=1).expand(frames, -1, -1, -1)
+    token = drawn(1, 1, 1024, seed=2)
+    cond = authors(torch.cat([x, image], 1), TIMESTEP, token[0], torch.tensor([IDS]))
+    uncond = authors(torch.cat([x, image * 0], 1), TIMESTEP, token[0] * 0, torch.tensor([IDS]))
+
+    both = run_unet(extended, [x, x], [image, image * 0], [token, token * 0], IDS, TIMESTEP)
+    alone = run_unet(extended, [x], [image], [token], IDS, TIMESTEP)
+    size = f"{frames} frames, {height}×{width}"
+    parity("UNet, full size", f"{size}, cond + uncond together", both, torch.cat([cond, uncond]), 2e-5)
+    parity("UNet, full size", f"{size}, cond alone", alone, cond, 2e-5)
+
+
+def test_the_base_is_as_it_was(base, extended, full_size, run_unet):
+    weights, _ = full_size
+    before = {key: _checksum(tensor) for key, tensor in weights.items()}
+    x, token = drawn(2, 4, 16, 16), drawn(1, 1, 1024)
+    run_unet(extended, [x], [x], [token], IDS, TIMESTEP)
+    comfy.model_management.unload_all_models()
+    assert {key: _checksum(tensor) for key, tensor in weights.items()} == before
     state = base.model.diffusion_model.state_dict()
+    # Not copied either: the same memory as before.
     assert all(state[key].data_ptr() == weights[UNET_PREFIX + key].data_ptr() for key in state)
+
+
+@long
+@pytest.mark.parametrize(
+    ("name", "denoise", "min_cfg", "max_cfg", "pinned"),
+    [
+        ("denoise 1", 1.0, 2.0, 2.0, ()),
+        ("denoise 1, guidance 1 to 3", 1.0, 1.0, 3.0, ()),
+        ("denoise 0.5", 0.5, 2.0, 2.0, ()),
+        ("2 pinned frames, the others", 1.0, 2.0, 2.0, (0, 3)),
+    ],
+)
+def test_the_sampler(extended, authors, run, parity, name, denoise, min_cfg, max_cfg, pinned):
+    """The authors' loop by their own scheduler and guidance, against ExVideoSampler."""
+    frames, free = 5, [i for i in range(5) if i not in pinned]
+    clip, image, token = drawn(frames, 4, 16, 16, seed=7), drawn(1, 4, 16, 16, seed=1), drawn(1, 1, 1024, seed=2)
+    start = clip if denoise < 1 or pinned else torch.zeros_like(clip)
+    conditions = {"fps": 30, "motion_bucket_id": 127, "augmentation_level": 0.02}
+    positive = [[token, {**conditions, "concat_latent_image": image}]]
+    negative = [[token * 0, {**conditions, "concat_latent_image": image * 0}]]
+    latent = {"samples": start}
+    if pinned:
+        mask = torch.ones(frames, 1, 16, 16)
+        mask[list(pinned)] = 0
+        latent["noise_mask"] = mask
+    (ours,) = run(
+        "ExVideoSampler", model=extended, positive=positive, negative=negative, latent=latent, seed=SEED, steps=STEPS,
+        min_cfg=min_cfg, max_cfg=max_cfg, denoise=denoise, normalize=False, contrast=1.0,
+    )  # fmt: skip
+    ours = extended.model.latent_format.process_in(ours["samples"])
+
+    scheduler = reference.scheduler()
+    scheduler.set_timesteps(STEPS, denoising_strength=denoise)
+    noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(SEED))
+    scaled, repeated = extended.model.latent_format.process_in(clip), image.expand(frames, -1, -1, -1)
+    scales = torch.linspace(min_cfg, max_cfg, frames).view(-1, 1, 1, 1)
+    theirs = noise.clone() if denoise == 1 else scheduler.add_noise(scaled, noise, scheduler.timesteps[0])
+    for timestep in scheduler.timesteps:
+        for i in pinned:
+            theirs[i] = scheduler.add_noise(scaled[i], noise[i], timestep)
+        cond = authors(torch.cat([theirs, repeated], 1), timestep, token[0], torch.tensor([IDS]))
+        uncond = authors(torch.cat([theirs, repeated * 0], 1), timestep, token[0] * 0, torch.tensor([IDS]))
+        theirs = scheduler.step(uncond + scales * (cond - uncond), timestep, theirs)
+    parity("sampler, 5 steps, full size", name, ours[free], theirs[free], 1e-3)
 
 
 def _checksum(tensor):
