@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import imageio_ffmpeg
 import torch
 import torch.nn.functional as F
 
+from .files import whole_or_nothing
 from .types import ExVideoError
 
 
@@ -90,10 +90,8 @@ def save_video(
     kind = format_named(format)
     height, width = (side + side % 2 for side in frames.shape[1:3])
     rate = Fraction(fps).limit_denominator(1001 * 1000)
-    # In the same folder, so that the rename is atomic; hidden, and nobody else's.
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{kind.suffix}")
 
-    with _scratch(_metadata_text(metadata or {}), audio) as (texts, sound):
+    with _scratch(_metadata_text(metadata or {}), audio) as (texts, sound), whole_or_nothing(path) as partial:
         inputs = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "pipe:0"]
         inputs += ["-f", "ffmetadata", "-i", str(texts)]
         streams = ["-map", "0:v", "-map_metadata", "1"]
@@ -103,11 +101,7 @@ def save_video(
             streams += ["-map", "2:a", "-c:a", "aac", "-b:a", "192k", "-t", f"{float(len(frames) / rate):.6f}"]
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-nostdin", "-v", "error", *inputs, *streams]
         command += [*_COLOUR, *kind.encoder, "-crf", str(crf), *kind.container, str(partial)]
-        try:
-            _encode(command, _raw_frames(frames, height, width, on_frame))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        _encode(command, _raw_frames(frames, height, width, on_frame))
 
 
 def _raw_frames(frames: torch.Tensor, height: int, width: int, on_frame: Callable[[int], None]) -> Iterator[memoryview]:

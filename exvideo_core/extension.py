@@ -6,15 +6,17 @@ weights that SVD has; three are new: the position table, and the kernel and bias
 
 from __future__ import annotations
 
+import datetime
 import math
-from collections.abc import Callable, Iterator, Mapping
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from .files import Shapes, open_tensors
+from .files import Shapes, looks_like, open_tensors, save_tensors
 from .types import ExVideoError
 
 LAYERS: Mapping[int, str] = {
@@ -67,6 +69,8 @@ REPLACED: Mapping[str, str] = {
     for suffix in suffixes
 }
 """Tensor name within a block of the file → within the layer of ComfyUI's UNet."""
+
+_ADVICE = "Download model.fp16.safetensors of ECNU-CILab/ExVideo-SVD-128f-v1 again, or choose another file."
 
 
 class PositionWeights(NamedTuple):
@@ -165,17 +169,45 @@ def new_extension(base_weight: Callable[[str], torch.Tensor], num_frames: int) -
 
 
 def read_extension(path: str | Path) -> Extension:
-    """Read an extension file, memory-mapped.
+    """Read an extension file, memory-mapped: about its size in memory, and that shared with the disk's cache.
 
     Raises:
-        ExVideoError: the file is not an ExVideo extension; says what it looks like instead.
+        ExVideoError: the file is not an ExVideo extension, or a damaged one; says what it looks like instead.
     """
-    with open_tensors(path, "Download model.fp16.safetensors of ECNU-CILab/ExVideo-SVD-128f-v1 again.") as (
-        file,
-        shapes,
-    ):
+    with open_tensors(path, _ADVICE) as (file, shapes):
         num_frames = _check_layout(Path(path).name, shapes)
-        return Extension({key: file.get_tensor(key) for key in shapes}, num_frames, file.metadata() or {})
+        tensors = {key: file.get_tensor(key) for key in shapes}
+        _check_numbers(tensors, f"{Path(path).name} is a damaged ExVideo extension", _ADVICE)
+        return Extension(tensors, num_frames, file.metadata() or {})
+
+
+def write_extension(
+    extension: Extension, path: Path, dtype: torch.dtype = torch.float16, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write an extension in the release's own format, whole or not at all.
+
+    Args:
+        extension: what to write.
+        path: of the file, .safetensors.
+        dtype: the release is in float16.
+        metadata: texts to store beside `extension.metadata`, the number of frames, the base and today's date.
+
+    Raises:
+        ExVideoError: numbers that are not finite or do not fit `dtype`, or a file that cannot be written.
+    """
+    tensors = {key: tensor.to("cpu", dtype) for key, tensor in extension.tensors.items()}
+    precision = str(dtype).removeprefix("torch.")
+    _check_numbers(tensors, f"This ExVideo extension cannot be saved as {precision}", "Try another precision.")
+    channels = tensors["blocks.7.norm_in.weight"].shape[0]
+    texts = {
+        "format": "pt",
+        "base": f"Stable Video Diffusion, {channels} channels",
+        **extension.metadata,
+        "frames": str(extension.num_frames),
+        "date": datetime.date.today().isoformat(),
+        **(metadata or {}),
+    }
+    save_tensors(path, tensors, texts)
 
 
 def extension_shapes(num_frames: int, channels: Mapping[int, int], context: int) -> dict[str, tuple[int, ...]]:
@@ -205,31 +237,47 @@ def extension_shapes(num_frames: int, channels: Mapping[int, int], context: int)
 
 def _check_layout(name: str, shapes: Shapes) -> int:
     """The number of frames an extension file was trained for, once its tensors are all there and fit."""
-    try:
-        num_frames = shapes[f"blocks.7.{TABLE}"][0]
-        channels = {block: shapes[f"blocks.{block}.norm_in.weight"][0] for block in LAYERS}
-        context = shapes["blocks.7.attn2.to_k.weight"][1]
-    except (KeyError, IndexError):
+    # Damaged or something else? One complete name is enough to be the first.
+    if not any(f"blocks.{block}.{new}" in shapes for block in LAYERS for new in (TABLE, KERNEL, BIAS)):
         raise ExVideoError(
-            f"{name} is not an ExVideo extension: it looks like {_looks_like(shapes)}. "
+            f"{name} should be an ExVideo extension, but it is {looks_like(shapes)}. "
             "Choose a file such as model.fp16.safetensors of ECNU-CILab/ExVideo-SVD-128f-v1."
-        ) from None
-    expected = extension_shapes(num_frames, channels, context)
-    wrong = [key for key in expected if key not in shapes]
-    wrong += [key for key in shapes if key not in expected]
-    wrong += [key for key in expected if key in shapes and shapes[key] != expected[key]]
-    if wrong:
-        raise ExVideoError(
-            f"{name} is a damaged ExVideo extension: {len(wrong)} of its tensors are missing, unknown or of the "
-            f"wrong shape, among them {', '.join(wrong[:3])}. Download it again."
         )
+
+    def usual(names: Iterable[str], axis: int) -> int:
+        # What most tensors say, so that the few that differ are the ones to be told.
+        sizes = [shapes[name][axis] for name in names if len(shapes.get(name, ())) > axis]
+        return statistics.mode(sizes) if sizes else 0
+
+    num_frames = usual((f"blocks.{block}.{TABLE}" for block in LAYERS), 0)
+    context = usual((f"blocks.{block}.attn2.to_k.weight" for block in LAYERS), 1)
+    channels = {block: usual((f"blocks.{block}.{name}" for name in REPLACED if "norm" in name), 0) for block in LAYERS}
+    expected = extension_shapes(num_frames, channels, context)
+    told = [f"{key} is missing" for key in expected if key not in shapes]
+    told += [f"{key} is unknown" for key in shapes if key not in expected]
+    told += [
+        f"{key} is {list(shapes[key])} instead of {list(shape)}"
+        for key, shape in expected.items()
+        if shapes.get(key, shape) != shape
+    ]
+    if told:
+        more = f", and {len(told) - 3} more" if len(told) > 3 else ""
+        raise ExVideoError(f"{name} is a damaged ExVideo extension: {', '.join(told[:3])}{more}. {_ADVICE}")
+    if num_frames < 1:
+        raise ExVideoError(f"{name} is an ExVideo extension for no frames at all. {_ADVICE}")
     return num_frames
 
 
-def _looks_like(keys: Shapes) -> str:
-    if any("lora" in key.lower() for key in keys):
-        return "a LoRA"
-    if any(key.startswith("model.diffusion_model.") for key in keys):
-        video = any(".time_stack." in key for key in keys)
-        return "a Stable Video Diffusion checkpoint" if video else "a checkpoint of another model"
-    return f"another model, {len(keys)} tensors" if keys else "an empty file"
+def _check_numbers(tensors: Mapping[str, torch.Tensor], problem: str, advice: str) -> None:
+    """Raise ExVideoError unless all tensors hold finite floating-point numbers."""
+    wrong = [key for key, tensor in tensors.items() if not (tensor.is_floating_point() and _is_finite(tensor))]
+    if wrong:
+        raise ExVideoError(
+            f"{problem}: {len(wrong)} of its tensors, among them {', '.join(wrong[:3])}, have numbers that are NaN, "
+            f"infinite or not floating-point. {advice}"
+        )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # Both ends are NaN where any number is; unlike isfinite(), this makes no mask as large as the tensor.
+    return all(math.isfinite(end) for end in torch.aminmax(tensor))

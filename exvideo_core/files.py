@@ -1,17 +1,46 @@
-"""Opening .safetensors files: their tensors by name and shape, before anything is loaded. Nothing is unpickled."""
+"""Files that are read and written whole. Models: .safetensors alone, since pickled ones can run code when opened."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
+from safetensors.torch import save_file
 
 from .types import ExVideoError
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+_BEGINNINGS: Mapping[bytes, str] = {
+    b"PK\x03\x04": "a pickled PyTorch checkpoint (.ckpt, .pt, .pth), which can run code when it is opened",
+    b"\x80\x02": "a pickled PyTorch checkpoint (.ckpt, .pt, .pth), which can run code when it is opened",
+    b"GGUF": "a GGUF file",
+    b"version https://git-lfs": "a Git LFS pointer, a few lines that stand for the file",
+    b"<": "a web page, as downloads leave behind that needed a login",
+}
+"""How files of other kinds begin, and what they are."""
+
+_MARKS: Mapping[str, str] = {
+    "lora": "a LoRA",
+    "positional_conv.": "an ExVideo extension",
+    "model.diffusion_model.input_blocks.1.1.time_stack.": "a Stable Video Diffusion checkpoint",
+    "temporal_transformer_blocks.": "the UNet of Stable Video Diffusion in diffusers' format",
+    "conditioner.embedders.1.": "a Stable Diffusion XL checkpoint",
+    "cond_stage_model.": "a Stable Diffusion checkpoint",
+    "model.diffusion_model.": "a checkpoint of another model",
+    "double_blocks.": "another diffusion model (Flux, Hunyuan)",
+    "blocks.0.self_attn.": "another diffusion model (Wan)",
+    "down_blocks.": "a diffusers model",
+    "first_stage_model.": "an autoencoder",
+    "decoder.": "an autoencoder",
+    "vision_model.": "a CLIP image encoder",
+}
+"""What models of other kinds have in their tensors' names; the first that fits tells."""
 
 
 @contextmanager
@@ -23,7 +52,7 @@ def open_tensors(path: str | Path, advice: str) -> Iterator[tuple[Any, Shapes]]:
         advice: what the person should do where it cannot be read.
 
     Raises:
-        ExVideoError: the file is cut short, or something else.
+        ExVideoError: the file is cut short, or something else; says what it looks like.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -31,6 +60,59 @@ def open_tensors(path: str | Path, advice: str) -> Iterator[tuple[Any, Shapes]]:
             yield file, {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (safetensors.SafetensorError, OSError) as error:
         raise ExVideoError(
-            f"{Path(path).name} cannot be read as a .safetensors file ({error}): it is cut short or something else. "
-            f"{advice}"
+            f"{Path(path).name} should be a .safetensors file, but {_what_it_is(Path(path), error)}. {advice}"
         ) from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a .safetensors file that appears under its name only when it is whole.
+
+    Raises:
+        ExVideoError: it cannot be written, for want of space or permission, say.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_or_nothing(path) as partial:
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial, dict(metadata))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ExVideoError(
+            f"{path.name} could not be written ({error}): free some space, or choose another folder."
+        ) from error
+
+
+@contextmanager
+def whole_or_nothing(path: Path) -> Iterator[Path]:
+    """Give a name to write to, which becomes `path` at the end, or vanishes when anything goes wrong."""
+    # In the same folder, so that the rename is atomic; hidden, and nobody else's.
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def looks_like(names: Shapes) -> str:
+    """What kind of model has tensors of these names, in words."""
+    if not names:
+        return "a file without tensors"
+    for mark, kind in _MARKS.items():
+        if any(mark in name for name in names):
+            return kind
+    return f"another model, of {len(names)} tensors"
+
+
+def _what_it_is(path: Path, error: Exception) -> str:
+    if not path.is_file():
+        return f"it cannot be opened ({error})"
+    with path.open("rb") as file:
+        beginning = file.read(64).lstrip()
+    if not beginning:
+        return "it is empty"
+    for start, kind in _BEGINNINGS.items():
+        if beginning.startswith(start):
+            return f"it is {kind}"
+    if beginning[8:9] == b"{":  # the length of the header, then the header
+        return f"it is damaged, most likely cut short: {path.stat().st_size} bytes are there ({error})"
+    return "it is a text file" if beginning.isascii() and b"\0" not in beginning else "it is something else"

@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from .extension import TABLE, Extension, new_extension
+from .files import save_tensors
 from .svd import UNET_PREFIX, CLIPLayout, SVDLayout, UNetLayout, VAELayout
 
 CHECKPOINT = "checkpoints/exvideo_tiny_svd.safetensors"
@@ -63,14 +62,8 @@ def write_tiny_model(models: Path) -> None:
         path = models / name
         if path.exists():
             continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            half = {key: tensor.half().contiguous() for key, tensor in tensors.items()}
-            save_file(half, partial, metadata={"title": "ExVideo tiny model, random weights"})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        half = {key: tensor.half() for key, tensor in tensors.items()}
+        save_tensors(path, half, {"title": "ExVideo tiny model, random weights"})
         log.info("wrote %s", path)
 
 

@@ -1,8 +1,10 @@
+import datetime
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dev import reference
 from exvideo_core.extension import (
@@ -11,11 +13,13 @@ from exvideo_core.extension import (
     LAYERS,
     REPLACED,
     TABLE,
+    Extension,
     extension_shapes,
     new_extension,
     position_ids,
     read_extension,
     sinusoid,
+    write_extension,
 )
 from exvideo_core.svd import UNET_PREFIX, SVDLayout
 from exvideo_core.tiny import LAYOUT, draw_checkpoint, draw_extension
@@ -125,34 +129,150 @@ def _refused(path, *told):
 
 def test_a_damaged_file_is_refused_by_name(tmp_path, extension):
     path = tmp_path / "damaged.safetensors"
-    tensors = dict(extension.tensors)
-    del tensors["blocks.51.ff_in.bias"]
+
+    def damaged(**changes):
+        tensors = {**extension.tensors, **{f"blocks.{key}": tensor for key, tensor in changes.items()}}
+        save_file({key: tensor for key, tensor in tensors.items() if tensor is not None}, path)
+
+    damaged(**{"51.ff_in.bias": None})
+    _refused(path, "damaged", "blocks.51.ff_in.bias is missing.")
+    damaged(**{"51.norm_in.weight": None})
+    _refused(path, "damaged", "blocks.51.norm_in.weight is missing.")
+    damaged(**{f"7.{BIAS}": torch.zeros(3)})
+    _refused(path, f"blocks.7.{BIAS} is [3] instead of [32].")
+    damaged(**{f"7.{KERNEL}": torch.zeros(32, 32)})
+    _refused(path, f"blocks.7.{KERNEL} is [32, 32] instead of [32, 32, 3, 3, 3].")
+    damaged(**{"7.surprise": torch.zeros(3)})
+    _refused(path, "blocks.7.surprise is unknown.")
+    damaged(**{f"7.{TABLE}": torch.tensor(1.0)})
+    _refused(path, f"blocks.7.{TABLE} is [] instead of [7, 32].")
+    damaged(**{f"17.{TABLE}": torch.zeros(9, 32)})
+    _refused(path, f"blocks.17.{TABLE} is [9, 32] instead of [7, 32].")
+    damaged(**{f"{block}.ff_in.bias": None for block in LAYERS})
+    _refused(path, "blocks.7.ff_in.bias is missing, blocks.17.ff_in.bias is missing, ", "and 13 more")
+    save_file({key: t[:0].contiguous() if key.endswith(TABLE) else t for key, t in extension.tensors.items()}, path)
+    _refused(path, "for no frames")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_numbers_that_are_none_are_refused(tmp_path, extension, bad, dtype):
+    path = tmp_path / "nan.safetensors"
+    tensors = {key: tensor.to(dtype) for key, tensor in extension.tensors.items()}
+    tensors["blocks.83.ff_out.weight"].view(-1)[77] = bad
     save_file(tensors, path)
-    _refused(path, "blocks.51.ff_in.bias")
-    save_file({**extension.tensors, f"blocks.7.{BIAS}": torch.zeros(3)}, path)
-    _refused(path, f"blocks.7.{BIAS}")
-    save_file({**extension.tensors, "surprise": torch.zeros(3)}, path)
-    _refused(path, "surprise")
-    save_file({**extension.tensors, f"blocks.7.{TABLE}": torch.tensor(1.0)}, path)
-    _refused(path, "not an ExVideo extension")
+    _refused(path, "1 of its tensors, among them blocks.83.ff_out.weight, have numbers that are NaN")
+    save_file({**extension.tensors, "blocks.7.ff_in.bias": torch.zeros(32, dtype=torch.int32)}, path)
+    _refused(path, "blocks.7.ff_in.bias", "not floating-point")
 
 
-def test_files_of_other_kinds_are_told_apart(tmp_path, checkpoint, extension_file):
+OTHERS = {
+    "model.diffusion_model.input_blocks.1.1.time_stack.0.norm1.weight": "a Stable Video Diffusion checkpoint",
+    "model.diffusion_model.input_blocks.1.1.norm.weight": "a checkpoint of another model",
+    "cond_stage_model.transformer.text_model.final_layer_norm.weight": "a Stable Diffusion checkpoint",
+    "conditioner.embedders.1.model.ln_final.weight": "a Stable Diffusion XL checkpoint",
+    "lora_unet_input_blocks_1.lora_up.weight": "a LoRA",
+    "blocks.7.attn1.to_q.lora_A.weight": "a LoRA",
+    "down_blocks.0.attentions.0.temporal_transformer_blocks.0.norm1.bias": "the UNet of Stable Video Diffusion",
+    "blocks.0.self_attn.q.weight": "another diffusion model (Wan)",
+    "something": "another model, of 1 tensors",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_of_other_kinds_are_told_apart(tmp_path, name):
     path = tmp_path / "other.safetensors"
-    save_file({UNET_PREFIX + "input_blocks.1.1.time_stack.0.norm1.weight": torch.zeros(1)}, path)
-    _refused(path, "Stable Video Diffusion checkpoint")
-    save_file({"lora_unet_input_blocks_1.lora_up.weight": torch.zeros(1)}, path)
-    _refused(path, "a LoRA")
-    path.write_text("just a text")
-    _refused(path, "cannot be read")
-    path.write_bytes(extension_file.read_bytes()[:-1000])
-    _refused(path, "cannot be read")
+    save_file({name: torch.zeros(1)}, path)
+    _refused(path, "should be an ExVideo extension, but it is", OTHERS[name])
 
 
-def test_a_kernel_of_the_wrong_rank_is_refused(tmp_path, extension):
-    path = tmp_path / "flat.safetensors"
-    save_file({**extension.tensors, f"blocks.7.{KERNEL}": torch.zeros(32, 32)}, path)
-    _refused(path, f"blocks.7.{KERNEL}")
+def test_a_file_without_tensors(tmp_path):
+    path = tmp_path / "none.safetensors"
+    save_file({}, path)
+    _refused(path, "a file without tensors")
+
+
+def test_files_that_are_no_safetensors_are_told_apart(tmp_path, extension_file):
+    path = tmp_path / "other.safetensors"
+    whole = extension_file.read_bytes()
+    torch.save({"a": torch.zeros(1)}, path)
+    _refused(path, "should be a .safetensors file", "a pickled PyTorch checkpoint", "can run code")
+    torch.save({"a": torch.zeros(1)}, path, _use_new_zipfile_serialization=False)
+    _refused(path, "a pickled PyTorch checkpoint")
+    for content, told in {
+        b"just a text": "it is a text file",
+        b"version https://git-lfs.github.com/spec/v1": "a Git LFS pointer",
+        b"\n<!doctype html><html>": "a web page",
+        b"GGUF\x03\0\0\0": "a GGUF file",
+        b"": "it is empty",
+        b"\x89PNG\r\n\x1a\n\0\0": "it is something else",
+        whole[:-1000]: f"most likely cut short: {len(whole) - 1000} bytes",
+        whole[:3000]: "most likely cut short: 3000 bytes",
+    }.items():
+        path.write_bytes(content)
+        _refused(path, told)
+    path.unlink()
+    _refused(path, "it cannot be opened")
+
+
+def test_a_ckpt_is_never_unpickled(tmp_path, extension):
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path.joinpath("sprung").touch, ())
+
+    path = tmp_path / "model.ckpt"
+    torch.save({**extension.tensors, "trap": Trap()}, path)
+    _refused(path, "a pickled PyTorch checkpoint")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("num_frames", [2, 25, 26, 300])
+def test_any_length_is_read(tmp_path, checkpoint, num_frames):
+    path = tmp_path / "extension.safetensors"
+    save_file(dict(draw_extension(checkpoint, num_frames).tensors), path)
+    assert read_extension(path).num_frames == num_frames
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_what_is_written_is_read(tmp_path, extension, dtype):
+    path = tmp_path / "new folder" / "extension.safetensors"
+    write_extension(replace(extension, metadata={"steps": "7"}), path, dtype, {"workflow": "{}"})
+    read = read_extension(path)
+    assert all(torch.equal(read.tensors[key], tensor.to(dtype)) for key, tensor in extension.tensors.items())
+    assert read.metadata == {
+        "format": "pt",
+        "base": "Stable Video Diffusion, 32 channels",
+        "frames": "7",
+        "date": datetime.date.today().isoformat(),
+        "steps": "7",
+        "workflow": "{}",
+    }
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    # What was read may be written again, in place of itself even.
+    write_extension(read, path, dtype)
+    assert read_extension(path).metadata["steps"] == "7"
+
+
+def test_the_authors_code_loads_what_is_written(tmp_path, checkpoint, extension):
+    path = tmp_path / "extension.safetensors"
+    write_extension(extension, path, torch.float32)
+    tensors = load_file(path)
+    # Refuses any name it does not know, and any it misses.
+    unet = reference.unet(checkpoint, Extension(tensors, 7), LAYOUT.unet.head)
+    assert unet.blocks[7].positional_embedding.embeddings.shape == (7, 32)
+    assert torch.equal(unet.blocks[195].ff_out.weight, extension.tensors["blocks.195.ff_out.weight"])
+
+
+def test_what_does_not_fit_is_not_written(tmp_path, extension):
+    path = tmp_path / "extension.safetensors"
+    large = Extension({**extension.tensors, "blocks.7.ff_in.bias": torch.full((32,), 1e6)}, 7)
+    with pytest.raises(ExVideoError, match=r"cannot be saved as float16.*blocks\.7\.ff_in\.bias.*another precision"):
+        write_extension(large, path)
+    write_extension(large, path, torch.bfloat16)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ExVideoError, match="could not be written"):
+        write_extension(extension, tmp_path / "file" / "extension.safetensors")
+    assert {p.name for p in tmp_path.iterdir()} == {"extension.safetensors", "file"}
 
 
 def test_extension_of_no_frames_is_refused(checkpoint):
