@@ -6,7 +6,7 @@ before temporal attention. The rest of the layer, spatial part included, is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,9 @@ from torch import nn
 
 from .extension import LAYERS, PositionWeights
 from .types import ExVideoError
+
+FRAME_NUMBERS = "exvideo_frame_numbers"
+"""In the host's `transformer_options`: which row of the position table each frame takes, where not 0 … T − 1."""
 
 
 def pad_mirrored(x: torch.Tensor) -> torch.Tensor:
@@ -52,12 +55,14 @@ class PositionLayer(nn.Module):
     def num_frames(self) -> int:
         return self.table.num_embeddings
 
-    def forward(self, x: torch.Tensor, frames: int, height: int, embed: Callable[..., torch.Tensor]) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, rows: Sequence[int], height: int, embed: Callable[..., torch.Tensor]
+    ) -> torch.Tensor:
         """Tell each frame its place in the clip, then mix neighbours in time and space.
 
         Args:
             x: [videos · frames, height · width, C], output of the spatial block.
-            frames: T, frames of one video, at most `num_frames`.
+            rows: for each of the T frames of one video its row of the table, each below `num_frames`.
             height: rows of the latent map.
             embed: SVD's `time_pos_embed`, which maps rows of the table, [videos · frames, C], to as many.
 
@@ -66,7 +71,9 @@ class PositionLayer(nn.Module):
         """
         # Cast by hand: ops of torch.nn and of the host differ in how they are asked for a dtype.
         # One row a batch entry, as SVD does it: a matrix product of other size would round otherwise.
-        table = self.table(torch.arange(frames, device=x.device).repeat(x.shape[0] // frames)).to(x)
+        frames = len(rows)
+        numbers = torch.tensor(rows, device=x.device).repeat(x.shape[0] // frames)
+        table = self.table(numbers).to(x)
         volume = rearrange(x + embed(table)[:, None], "(b t) (h w) c -> b c t h w", t=frames, h=height)
         return rearrange(self.conv(pad_mirrored(volume)), "b c t h w -> (b t) (h w) c")
 
@@ -86,11 +93,12 @@ class PositionLayers(nn.ModuleList):
 
 
 def check_length(frames: int, num_frames: int) -> None:
-    """Raise ExVideoError when a clip is longer than the extension was trained for."""
+    """Raise ExVideoError when a clip, or a window of one, is longer than the extension was trained for."""
     if frames > num_frames:
         raise ExVideoError(
             f"This ExVideo extension reaches {num_frames} frames, but the latent has {frames}: "
-            f"lower num_frames to at most {num_frames}."
+            f"lower num_frames to at most {num_frames}. Longer videos are made by ExVideo Long Sampler, in versions "
+            "of this pack that have it, or with ComfyUI's context windows."
         )
 
 
@@ -130,7 +138,8 @@ def extended_forward(
     spatial = layer.proj_in(rearrange(layer.norm(x), "bt c h w -> bt (h w) c"))
     spatial = spatial_block(spatial, context=context, transformer_options=transformer_options)
 
-    temporal = position(spatial, frames, height, layer.time_pos_embed)
+    rows = transformer_options.get(FRAME_NUMBERS, range(frames))
+    temporal = position(spatial, rows, height, layer.time_pos_embed)
     temporal = rearrange(temporal, "(b t) s c -> (b s) t c", t=frames)
     token = (context if time_context is None else time_context)[::frames]
     token = repeat(token, "b n d -> (b s) n d", s=height * width)
@@ -149,7 +158,11 @@ def extended_unet(positions: PositionLayers, executor: Any, *args: Any, **kwargs
     UNet is as before when this returns, also by an exception.
     """
     unet = executor.class_obj
-    check_length(kwargs.get("num_video_frames") or unet.default_num_video_frames, positions.num_frames)
+    frames = kwargs.get("num_video_frames") or unet.default_num_video_frames
+    # The host hands on its options by position or by name, as its version likes.
+    options = [value for value in (*args, *kwargs.values()) if isinstance(value, dict) and FRAME_NUMBERS in value]
+    rows = options[0][FRAME_NUMBERS] if options else range(frames)
+    check_length(max(rows) + 1, positions.num_frames)
     # The layers are looked up anew at each call: hooks may have swapped the model since it was patched.
     layers = [unet.get_submodule(path) for path in LAYERS.values()]
     before = [vars(layer).get("forward") for layer in layers]

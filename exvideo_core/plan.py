@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from .types import ExVideoError
@@ -52,3 +53,20 @@ def blend_weights(window: Window, frames: int) -> list[int]:
     rising = [n] * n if window.start == 0 else list(range(1, n + 1))
     falling = [n] * n if window.stop == frames else list(range(n, 0, -1))
     return [min(up, down) for up, down in zip(rising, falling, strict=True)]
+
+
+def window_positions(frames: Sequence[int], clip: int, num_frames: int, leads_in: bool = False) -> list[int]:
+    """Which row of the position table each frame of one window takes, where a clip is denoised in windows.
+
+    Frames keep their place in the clip where the table reaches the clip's end. Where it does not, every window counts
+    from its own start.
+
+    Args:
+        frames: the window's frames by their number in the clip; of a circle, they may wrap around.
+        clip: length of the whole clip in frames.
+        num_frames: F, rows of the table.
+        leads_in: the first of `frames` lies before the window and is dropped after; it takes no row of its own.
+    """
+    if clip <= num_frames:
+        return list(frames)
+    return [max(i - leads_in, 0) for i in range(len(frames))]

@@ -23,7 +23,7 @@ def test_a_new_layer_adds_positions_and_nothing_else(videos):
     layer = PositionLayer(new_position_weights(30, channels))
     x = torch.randn(videos * frames, height * width, channels)
     positions = sinusoid(position_ids(frames), channels).repeat(videos, 1)[:, None]
-    assert torch.equal(layer(x, frames, height, lambda table: table), x + positions)
+    assert torch.equal(layer(x, range(frames), height, lambda table: table), x + positions)
 
 
 def test_the_convolution_sees_neighbours_in_time_and_space():
@@ -37,7 +37,7 @@ def test_the_convolution_sees_neighbours_in_time_and_space():
         clip = x[video * frames : (video + 1) * frames]
         volume = clip.view(frames, height, width, channels).permute(3, 0, 1, 2)[None]
         expected = conv(volume)[0].permute(1, 2, 3, 0).reshape(frames, -1, channels)
-        got = layer(x, frames, height, torch.zeros_like)[video * frames : (video + 1) * frames]
+        got = layer(x, range(frames), height, torch.zeros_like)[video * frames : (video + 1) * frames]
         torch.testing.assert_close(got, expected)
 
 

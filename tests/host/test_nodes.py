@@ -195,7 +195,7 @@ def test_an_old_host_is_told_so(monkeypatch):
         ("0.3.74", False),
         ("0.2.99", False),
     ]:
-        monkeypatch.setattr(host, "host_version", version)
+        monkeypatch.setattr(host.files, "host_version", version)
         if fits:
             host.require_version()
         else:

@@ -1,0 +1,99 @@
+"""The host's version, its folders, and what it shows while it works."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+from comfy.cli_args import args as host_arguments
+from comfyui_version import __version__ as host_version
+
+from ..types import ExVideoError
+
+OLDEST_HOST = "0.3.75"
+MODEL_FOLDER = "exvideo"
+OLDER_FOLDERS = ("diffsynth/ExVideo-SVD-128f-v1", "stable_video_diffusion")
+"""Where the ExVideo packs before this one had users put the same file."""
+
+log = logging.getLogger(__name__)
+throw_if_interrupted = comfy.model_management.throw_exception_if_processing_interrupted
+
+
+def require_version() -> None:
+    """Raise ExVideoError on a ComfyUI older than we support."""
+    this, oldest = ([int(n) for n in re.findall(r"\d+", version)[:3]] for version in (host_version, OLDEST_HOST))
+    if this < oldest:
+        raise ExVideoError(f"ExVideo needs ComfyUI {OLDEST_HOST} or newer, this is {host_version}: please update it.")
+
+
+def register_model_folder() -> None:
+    """Add `models/exvideo` to the host's model folders, and the older packs' folders where they exist."""
+    folder = Path(folder_paths.models_dir, MODEL_FOLDER)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning(
+            "ExVideo could not create %s (%s): put extensions into a folder of extra_model_paths.", folder, error
+        )
+    for path in (folder, *(Path(folder_paths.models_dir, name) for name in OLDER_FOLDERS)):
+        if path.is_dir():
+            folder_paths.add_model_folder_path(MODEL_FOLDER, str(path))
+    # The host gives a new folder an empty set of file types, which would list nothing, or everything.
+    paths, _ = folder_paths.folder_names_and_paths.get(MODEL_FOLDER, ([str(folder)], set()))
+    folder_paths.folder_names_and_paths[MODEL_FOLDER] = (paths, {".safetensors"})
+
+
+def model_names(folder: str) -> list[str]:
+    return folder_paths.get_filename_list(folder)
+
+
+def model_path(folder: str, name: str) -> Path:
+    path = folder_paths.get_full_path(folder, name)
+    if path is None:
+        raise ExVideoError(
+            f"There is no {name} in ComfyUI's {folder} folder: choose another file, or refresh the page."
+        )
+    return Path(path)
+
+
+class Destination(NamedTuple):
+    """Where a file goes: its path, and its name and subfolder as the host's page and history tell it."""
+
+    path: Path
+    name: str
+    subfolder: str
+
+
+def output_destination(prefix: str, suffix: str, width: int, height: int) -> Destination:
+    """The next free numbered name in the output folder, by the host's naming."""
+    folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory(), width, height
+    )
+    name = f"{stem}_{counter:05}_{suffix}"
+    return Destination(Path(folder, name), name, subfolder)
+
+
+def graph_metadata(prompt: Any, extra_pnginfo: Mapping[str, Any] | None) -> dict[str, str]:
+    """What a file says of the graph that made it; empty where the user started ComfyUI with --disable-metadata."""
+    if host_arguments.disable_metadata:
+        return {}
+    texts = {} if prompt is None else {"prompt": prompt}
+    return {key: json.dumps(value) for key, value in {**texts, **(extra_pnginfo or {})}.items()}
+
+
+def progress() -> Callable[[int, int], None]:
+    """A progress bar at the node: call it with how much is done, and of how much. Each call may be interrupted."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def update(done: int, total: int) -> None:
+        throw_if_interrupted()
+        bar.update_absolute(done, total)
+
+    return update

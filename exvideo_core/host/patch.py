@@ -1,0 +1,99 @@
+"""The patch: an extension onto ComfyUI's own SVD model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import comfy.model_base
+import comfy.model_patcher
+import comfy.ops
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ..extension import Extension
+from ..layers import PositionLayers, extended_unet
+from ..types import ExVideoError
+from .windows import one_noise_level, window_conditions
+
+KEY = "exvideo"
+"""Our name among a model's wrappers, additional models and attachments."""
+
+# Newer hosts have a patcher that streams weights; its name is the one to ask for.
+ModelPatcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+
+
+def require_svd(model: Any) -> None:
+    """Raise ExVideoError unless a MODEL is Stable Video Diffusion (image to video)."""
+    base = model.model
+    other = (comfy.model_base.SV3D_u, comfy.model_base.SV3D_p)
+    if not isinstance(base, comfy.model_base.SVD_img2vid) or isinstance(base, other):
+        raise ExVideoError(
+            f"ExVideo extends Stable Video Diffusion, but the connected model is {type(base).__name__}: "
+            "load an SVD checkpoint such as svd_xt.safetensors."
+        )
+
+
+def base_weights(model: Any) -> Callable[[str], torch.Tensor]:
+    """Read access to the UNet weights of an SVD model as its file had them, whatever is patched on."""
+    require_svd(model)
+    patches = model.get_key_patches("diffusion_model.")
+
+    def weight(key: str) -> torch.Tensor:
+        tensor, _convert = patches[f"diffusion_model.{key}"][0]
+        return tensor.detach().cpu()
+
+    return weight
+
+
+def apply_extension(model: Any, extension: Extension, strength: float = 1.0) -> Any:
+    """Extend an SVD model: a clone on which ComfyUI itself loads, offloads and samples everything.
+
+    The weights that SVD has become patches at the front of their lists, so that LoRAs add on top whether they
+    came before or after. The new ones are a model of their own beside it. A wrapper around the UNet leads each
+    extended layer through `layers.extended_forward` for the length of a call, and leaves nothing behind.
+
+    Args:
+        model: MODEL, untouched; an extension applied to it earlier is replaced in the clone.
+        extension: of the same width.
+        strength: 1 is the extension, 0 the base with bounced positions; between, all weights blend linearly.
+
+    Raises:
+        ExVideoError: not an SVD model, or one of another width.
+    """
+    require_svd(model)
+    shapes = {key: tensor.shape for key, tensor in model.model.diffusion_model.state_dict().items()}
+    for key, weight in extension.replaced_weights():
+        if shapes.get(key) != weight.shape:
+            got = "nothing" if key not in shapes else f"{list(shapes[key])}"
+            raise ExVideoError(
+                f"This ExVideo extension does not fit the model: {key} is {list(weight.shape)} in the extension "
+                f"and {got} in the model. Use the base it was trained on, such as svd_xt.safetensors."
+            )
+
+    clone = model.clone()
+    for key, earlier in clone.attachments.pop(KEY, {}).items():
+        others = [patch for patch in clone.patches.pop(key, []) if patch is not earlier]
+        if others:
+            clone.patches[key] = others
+    patches: dict[str, tuple[Any, ...]] = {}
+    if strength != 0:
+        for key, weight in extension.replaced_weights():
+            # The host's patch: weight of the patch, the patch, weight of what it is added to, offset, function.
+            patch = patches[f"diffusion_model.{key}"] = (strength, (weight,), 1 - strength, None, None)
+            clone.patches[f"diffusion_model.{key}"] = [patch, *clone.patches.get(f"diffusion_model.{key}", [])]
+    clone.attachments[KEY] = patches
+    clone.patches_uuid = uuid4()
+
+    positions = PositionLayers(extension.position_weights(strength), comfy.ops.manual_cast)
+    clone.set_additional_models(KEY, [ModelPatcher(positions, model.load_device, model.offload_device)])
+    for place, wrapper in {
+        WrappersMP.DIFFUSION_MODEL: partial(extended_unet, positions),
+        WrappersMP.PREDICT_NOISE: one_noise_level,
+        WrappersMP.CALC_COND_BATCH: partial(window_conditions, extension.num_frames),
+    }.items():
+        clone.remove_wrappers_with_key(place, KEY)
+        clone.add_wrapper_with_key(place, KEY, wrapper)
+    return clone

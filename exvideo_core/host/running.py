@@ -1,0 +1,89 @@
+"""Running the host's models: its image encoder, its autoencoder, its sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+
+from .files import progress
+
+
+def encode_clip(clip_vision: Any, preprocess: Callable[[int, list[float], list[float]], torch.Tensor]) -> torch.Tensor:
+    """The image token of pixels prepared for this CLIP vision model: [1, 1, D].
+
+    `preprocess` is given the model's image size, mean and deviation, because the host's own preparation crops
+    the picture and rounds it to 8 bits.
+    """
+    pixels = preprocess(clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std)
+    comfy.model_management.load_models_gpu([clip_vision.patcher])
+    outputs = clip_vision.model(pixel_values=pixels.to(clip_vision.load_device).float(), intermediate_output=-2)
+    return outputs[2].to(comfy.model_management.intermediate_device())[:, None]
+
+
+def encode_frames(vae: Any, frames: torch.Tensor, at_once: int = 8) -> torch.Tensor:
+    """Latents of frames [T, H, W, 3], encoded a few at a time so that it can be seen and interrupted."""
+    update = progress()
+    latents: list[torch.Tensor] = []
+    for start in range(0, len(frames), at_once):
+        latents.append(vae.encode(frames[start : start + at_once]))
+        update(min(start + at_once, len(frames)), len(frames))
+    return torch.cat(latents)
+
+
+def frame_decoder(vae: Any, latents: torch.Tensor, window: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A decoder of windows of this clip: latents [n, 4, h, w] → unclipped frames [n, H, W, 3] of the VAE's scale."""
+    one_frame = vae.memory_used_decode((1, *latents.shape[1:]), vae.vae_dtype)
+    needed = one_frame * min(window, len(latents))
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
+
+    def decode(some: torch.Tensor) -> torch.Tensor:
+        frames = vae.first_stage_model.decode(some.to(vae.device, vae.vae_dtype))
+        return frames.to(vae.output_device).movedim(1, -1)
+
+    return decode
+
+
+def sample_euler(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    noise: torch.Tensor,
+    latent: Mapping[str, Any],
+    sigmas: torch.Tensor,
+    cfg: float,
+    guidance: Callable[[Mapping[str, Any]], torch.Tensor] | None,
+    seed: int,
+) -> torch.Tensor:
+    """The host's Euler sampler over our noise levels, with the host's previews, masks, offloading and interrupts.
+
+    Args:
+        latent: LATENT to start from; its `noise_mask`, where there is one, pins frames.
+        guidance: takes the place of plain guidance by `cfg`.
+
+    Returns:
+        Latents of the shape of `noise`, on the host's intermediate device.
+    """
+    if guidance is not None:
+        model = model.clone()
+        # With a cfg of 1 the host would skip the unconditional pass, which the guidance of other frames needs.
+        model.set_model_sampler_cfg_function(guidance, disable_cfg1_optimization=True)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    samples = guider.sample(
+        noise,
+        latent["samples"],
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        denoise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    return samples.to(comfy.model_management.intermediate_device())

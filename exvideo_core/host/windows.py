@@ -1,0 +1,78 @@
+"""The host's context windows on an extended model: a clip denoised in overlapping parts, each a call of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ..layers import FRAME_NUMBERS
+from ..plan import window_positions
+
+
+def one_noise_level(executor: Any, x: Any, timestep: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+    """Tell a context handler the step's noise level once, instead of once a frame, which 0.3.75 stumbles over.
+
+    A wrapper around the host's prediction of noise; `window_conditions` gives each frame its own again.
+    """
+    if "context_handler" in options:
+        timestep = timestep[:1]
+    return executor(x, timestep, options, *args, **kwargs)
+
+
+def window_conditions(
+    num_frames: int, executor: Any, model: Any, conds: Any, x: Any, timestep: Any, options: Any, *args: Any
+) -> Any:
+    """Give each context window the conditions of its own frames, and its frames their place in the clip.
+
+    A wrapper around the host's calculation of predictions. The host cuts latents into windows, but for SVD it leaves
+    the image latents whole (0.3.75), or does not count the frame that it puts before a window (later versions); and
+    every window would begin at the first position, as if it were the start of the clip.
+
+    Args:
+        num_frames: F of the extension.
+        executor, model, conds, x, timestep, options, args: the host's; x is [frames of the window, 4, H/8, W/8].
+    """
+    timestep = timestep.expand(len(x))
+    window = options.get("transformer_options", {}).get("context_window")
+    frames = [] if window is None else list(window.index_list)
+    leads_in = (getattr(window, "causal_anchor_index", None) or -1) >= 0
+    if leads_in:
+        frames = [window.causal_anchor_index, *frames]
+    if not frames or len(frames) != len(x):
+        return executor(model, conds, x, timestep, options, *args)
+
+    clip = max(getattr(window, "total_frames", 0), *(len(value.cond) for value in _tensors(conds)))
+    rows = window_positions(frames, clip, num_frames, leads_in)
+    options = {**options, "transformer_options": {**options["transformer_options"], FRAME_NUMBERS: rows}}
+    return executor(model, [_cut(entries, frames, clip) for entries in conds], x, timestep, options, *args)
+
+
+def _tensors(conds: Any) -> Iterator[Any]:
+    for entries in conds:
+        for entry in entries or ():
+            yield from (value for value in entry["model_conds"].values() if _is_tensor(value))
+
+
+def _is_tensor(value: Any) -> bool:
+    tensor = getattr(value, "cond", None)
+    return isinstance(tensor, torch.Tensor) and tensor.ndim > 0
+
+
+def _cut(entries: Any, frames: Sequence[int], clip: int) -> Any:
+    """The conditions of one prediction, cut from those of the clip to those of one window."""
+    if entries is None:
+        return None
+
+    def of_window(name: str, value: Any) -> Any:
+        if name == "num_video_frames":
+            return value._copy_with(len(frames))
+        if _is_tensor(value) and len(value.cond) == clip != len(frames):
+            return value._copy_with(value.cond[list(frames)])
+        return value
+
+    return [
+        {**entry, "model_conds": {name: of_window(name, value) for name, value in entry["model_conds"].items()}}
+        for entry in entries
+    ]

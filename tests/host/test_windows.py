@@ -1,0 +1,112 @@
+"""The host's context windows on the extended model, with the host's own node and its defaults."""
+
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from exvideo_pack.exvideo_core import host
+from exvideo_pack.exvideo_core.extension import TABLE, Extension
+from exvideo_pack.exvideo_core.layers import FRAME_NUMBERS
+
+LENGTH, OVERLAP = 16, 4
+
+
+def windowed(model, **options):
+    schema = ContextWindowsManualNode.define_schema()
+    defaults = {i.id: getattr(i, "default", None) for i in schema.inputs if i.id != "model"}
+    defaults["context_schedule"] = defaults["context_schedule"] or "standard_static"
+    return ContextWindowsManualNode.execute(model, **{**defaults, **options}).args[0]
+
+
+def shorter(extension, frames):
+    return Extension({k: t[:frames] if k.endswith(TABLE) else t for k, t in extension.tensors.items()}, frames)
+
+
+@pytest.fixture
+def watched():
+    """A clone of a MODEL that notes, for every pass of the UNet, what it was given."""
+
+    def call(model):
+        passes = []
+
+        def watch(executor, x, *args, **kwargs):
+            (options,) = (a for a in (*args, *kwargs.values()) if isinstance(a, dict) and "cond_or_uncond" in a)
+            passes.append(
+                {
+                    "x": x.clone(),
+                    "rows": options.get(FRAME_NUMBERS),
+                    "frames": kwargs["num_video_frames"],
+                    "videos": len(options["cond_or_uncond"]),
+                }
+            )
+            return executor(x, *args, **kwargs)
+
+        clone = model.clone()
+        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "watch", watch)
+        return clone, passes
+
+    return call
+
+
+@pytest.fixture
+def conditions(loaded, run):
+    _, clip_vision, vae = loaded
+    picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    inputs = {"clip_vision": clip_vision, "vae": vae, "init_image": picture, "width": 64, "height": 64}
+    positive, negative, latent, _ = run("ExVideoConditioning", num_frames=40, **inputs)
+    return {"positive": positive, "negative": negative, "latent": latent, "steps": 2}
+
+
+@pytest.mark.parametrize("reach", [128, 20])
+def test_every_window_sees_its_own_conditions(loaded, extension, run, conditions, watched, reach):
+    """An image latent that differs from frame to frame, so that any window of other frames would show."""
+    image = torch.arange(40.0).view(40, 1, 1, 1).expand(40, 4, 8, 8).clone()
+    ((token, ids),) = conditions["positive"]
+    ((no_token, no_ids),) = conditions["negative"]
+    conditions["positive"] = [[token, {**ids, "concat_latent_image": image}]]
+    conditions["negative"] = [[no_token, {**no_ids, "concat_latent_image": -image}]]
+    model, passes = watched(windowed(host.apply_extension(loaded[0], shorter(extension, reach))))
+    (out,) = run("ExVideoSampler", model=model, **conditions)
+    assert out["samples"].shape == (40, 4, 8, 8)
+    assert out["samples"].isfinite().all()
+    seen = set()
+    for one in passes:
+        assert len(one["x"]) == one["videos"] * one["frames"]
+        assert len(one["rows"]) == one["frames"]
+        numbers = one["x"][:, 4, 0, 0].unflatten(0, (one["videos"], -1)).abs().int()
+        assert (numbers == numbers[0]).all()
+        window = numbers[0].tolist()
+        assert window == list(range(window[0], window[0] + one["frames"]))
+        seen |= set(window)
+        # One frame more than the window has is the one that newer hosts lead in with.
+        lead = one["frames"] - LENGTH
+        assert lead in (0, 1)
+        local = [max(i - lead, 0) for i in range(one["frames"])]
+        assert one["rows"] == (window if reach == 128 else local)
+    assert seen == set(range(40))
+
+
+def test_windows_as_long_as_the_clip_change_nothing(loaded, extension, run, conditions):
+    model = host.apply_extension(loaded[0], extension)
+    (whole,) = run("ExVideoSampler", model=model, **conditions)
+    (same,) = run("ExVideoSampler", model=windowed(model, context_length=40), **conditions)
+    assert torch.equal(same["samples"], whole["samples"])
+    (parts,) = run("ExVideoSampler", model=windowed(model), **conditions)
+    assert not torch.allclose(parts["samples"], whole["samples"])
+
+
+@pytest.mark.parametrize("schedule", ["standard_static", "standard_uniform", "looped_uniform", "batched"])
+@pytest.mark.parametrize("reach", [128, 20])
+def test_every_schedule_runs(loaded, extension, run, conditions, schedule, reach):
+    options = {"context_schedule": schedule, "context_length": 16, "closed_loop": schedule == "looped_uniform"}
+    model = windowed(host.apply_extension(loaded[0], shorter(extension, reach)), **options)
+    (out,) = run("ExVideoSampler", model=model, **{**conditions, "min_cfg": 1.0})
+    assert out["samples"].isfinite().all()
+
+
+def test_a_window_beyond_the_extension_is_told(loaded, extension, run, conditions):
+    from exvideo_pack.exvideo_core.types import ExVideoError
+
+    model = windowed(host.apply_extension(loaded[0], shorter(extension, 10)))
+    with pytest.raises(ExVideoError, match="reaches 10 frames, but the latent has 16"):
+        run("ExVideoSampler", model=model, **conditions)
