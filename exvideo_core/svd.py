@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .files import looks_like
 from .types import LATENT_CHANNELS, ExVideoError
 
 UNET_PREFIX = "model.diffusion_model."
@@ -249,8 +250,8 @@ def read_layout(name: str, shapes: Mapping[str, Shape]) -> SVDLayout:
         )
     except KeyError as missing:
         raise ExVideoError(
-            f"{name} is not a whole Stable Video Diffusion checkpoint: it has no {missing.args[0]}. "
-            "Choose an image-to-video one such as svd_xt.safetensors."
+            f"{name} should be a whole Stable Video Diffusion checkpoint, but it is {looks_like(shapes)}, without "
+            f"{missing.args[0]}. Choose an image-to-video one such as svd_xt.safetensors."
         ) from None
     layout = SVDLayout(unet, vae, clip)
     wrong = [key for key, shape in layout.tensors().items() if shapes.get(key) != shape]

@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..exvideo_core import host
-from . import apply, condition, decode, export, load, sample
+from . import apply, condition, decode, export, load, sample, save_extension
 
 NODES: list[type[io.ComfyNode]] = [
     *load.NODES,
@@ -12,6 +12,7 @@ NODES: list[type[io.ComfyNode]] = [
     *sample.NODES,
     *decode.NODES,
     *export.NODES,
+    *save_extension.NODES,
 ]
 
 

@@ -69,7 +69,7 @@ class Parity:
     def report(self):
         for (stage, bound), errors in self.stages.items():
             case, worst = max(errors.items(), key=lambda item: item[1])
-            yield f"{stage:<50} {worst:.1e}, bound {bound:.0e}; {len(errors)} cases, the worst: {case}"
+            yield f"{stage:<62} {worst:.1e}, bound {bound:.0e}; {len(errors)} cases, the worst: {case}"
 
 
 PARITY = Parity()
@@ -82,5 +82,5 @@ def parity():
 
 def pytest_terminal_summary(terminalreporter):
     if PARITY.stages:
-        terminalreporter.section("relative errors against the authors' code, float32, CPU")
+        terminalreporter.section("relative errors on the CPU: float32 against the authors' code, or as named")
         terminalreporter.write_line("\n".join(PARITY.report()))

@@ -34,7 +34,7 @@ def require_version() -> None:
 
 
 def register_model_folder() -> None:
-    """Add `models/exvideo` to the host's model folders, and the older packs' folders where they exist."""
+    """Add `models/exvideo` to the host's model folders, with what was saved and the older packs' folders."""
     folder = Path(folder_paths.models_dir, MODEL_FOLDER)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,6 +45,8 @@ def register_model_folder() -> None:
     for path in (folder, *(Path(folder_paths.models_dir, name) for name in OLDER_FOLDERS)):
         if path.is_dir():
             folder_paths.add_model_folder_path(MODEL_FOLDER, str(path))
+    # As the host does with its own kinds of models; the folder is made by the first file that is saved.
+    folder_paths.add_model_folder_path(MODEL_FOLDER, str(Path(folder_paths.get_output_directory(), MODEL_FOLDER)))
     # The host gives a new folder an empty set of file types, which would list nothing, or everything.
     paths, _ = folder_paths.folder_names_and_paths.get(MODEL_FOLDER, ([str(folder)], set()))
     folder_paths.folder_names_and_paths[MODEL_FOLDER] = (paths, {".safetensors"})
@@ -71,8 +73,8 @@ class Destination(NamedTuple):
     subfolder: str
 
 
-def output_destination(prefix: str, suffix: str, width: int, height: int) -> Destination:
-    """The next free numbered name in the output folder, by the host's naming."""
+def output_destination(prefix: str, suffix: str, width: int = 0, height: int = 0) -> Destination:
+    """The next free numbered name in the output folder, by the host's naming, which may hold width and height."""
     folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory(), width, height
     )

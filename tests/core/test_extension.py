@@ -1,6 +1,10 @@
 import datetime
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -283,3 +287,36 @@ def test_extension_of_no_frames_is_refused(checkpoint):
 def test_an_extension_cannot_be_changed(extension):
     with pytest.raises(AttributeError):
         extension.num_frames = 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc, which is Linux's")
+def test_reading_takes_no_more_memory_than_the_file_has(tmp_path):
+    """The release's size, 1.67 GB, in a process of its own: mapped from the disk, not copied."""
+    path = tmp_path / "model.fp16.safetensors"
+    shapes = extension_shapes(128, CHANNELS, 1024)
+    save_file({key: torch.full(shape, 0.5, dtype=torch.float16) for key, shape in shapes.items()}, path)
+    code = """if True:
+        import sys, torch
+        from exvideo_core.extension import read_extension
+
+        def memory():
+            lines = open("/proc/self/status").read().splitlines()
+            kib = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmHWM", "RssAnon"))}
+            return int(kib["VmHWM"]) * 1024, int(kib["RssAnon"]) * 1024
+
+        before = memory()
+        extension = read_extension(sys.argv[1])
+        print(*(after - earlier for after, earlier in zip(memory(), before)), len(extension.tensors))
+    """
+    arguments = [sys.executable, "-P", "-c", code, str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
+    peak, anonymous, tensors = map(int, done.stdout.split())
+    size = path.stat().st_size
+    path.unlink()
+    print(f"\nreading {size / 1e9:.2f} GB: peak + {peak / 1e9:.2f} GB, {anonymous / 1e9:.3f} of it not the file's own")
+    assert size == pytest.approx(1.67e9, rel=0.01)
+    assert tensors == 528
+    assert peak < 1.1 * size
+    assert anonymous < 0.05 * size

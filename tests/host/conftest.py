@@ -113,3 +113,17 @@ def run_unet():
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def condition(loaded, run):
+    """What ExVideo Image to Video makes of a small picture: positive, negative and an empty clip, by name."""
+
+    def call(frames):
+        _, clip_vision, vae = loaded
+        picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+        inputs = {"clip_vision": clip_vision, "vae": vae, "init_image": picture, "width": 64, "height": 64}
+        positive, negative, latent, _ = run("ExVideoConditioning", num_frames=frames, **inputs)
+        return {"positive": positive, "negative": negative, "latent": latent}
+
+    return call

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -134,17 +136,35 @@ def test_a_clip_that_is_too_long_names_the_limit(model, extension, predict):
     assert not any("forward" in vars(m) for m in model.model.diffusion_model.modules())
 
 
-@pytest.mark.parametrize("side", [8, 9, 12])
-def test_sizes_the_reference_cannot_do_run(model, extension, predict, side):
-    assert predict(host.apply_extension(model, extension), 3, side=side).isfinite().all()
+@pytest.mark.parametrize(("frames", "side"), [(3, 8), (3, 9), (3, 12), (1, 16), (1, 8), (2, 8)])
+def test_sizes_the_reference_cannot_do_run(model, extension, predict, frames, side):
+    """Latents not divisible by 8, a single frame, a single cell at the deepest level."""
+    got = predict(host.apply_extension(model, extension), frames, side=side)
+    assert got.shape == (frames, 4, side, side)
+    assert got.isfinite().all()
 
 
-def test_a_model_that_is_not_svd_is_refused(model, extension):
-    class Other:
-        model = torch.nn.Linear(1, 1)
-
-    with pytest.raises(ExVideoError, match="the connected model is Linear"):
-        host.apply_extension(Other(), extension)
+def test_models_that_are_not_svd_are_refused(model, extension):
+    """The host's own classes, narrow: Stable Diffusion XL, Wan, and SVD's sister for turning objects around."""
+    svd = model.model.model_config.unet_config
+    image = {key: value for key, value in svd.items() if "video" not in key and "temporal" not in key}
+    image |= {"in_channels": 4, "adm_in_channels": 2816, "use_temporal_attention": False, "merge_strategy": None}
+    wan = {"image_model": "wan2.1", "model_type": "t2v", "dim": 64, "ffn_dim": 64, "num_heads": 1, "num_layers": 1}
+    others = {
+        "SDXL": comfy.supported_models.SDXL({k: v for k, v in image.items() if v is not None}),
+        "SV3D_u": comfy.supported_models.SV3D_u({**svd, "adm_in_channels": 256}),
+        "WAN21": comfy.supported_models.WAN21_T2V(wan),
+    }
+    for name, config in others.items():
+        with torch.device("meta"):
+            other = config.get_model({}, "")
+        patcher = comfy.model_patcher.ModelPatcher(other, torch.device("cpu"), torch.device("cpu"))
+        for refused in (
+            lambda patcher=patcher: host.apply_extension(patcher, extension),
+            lambda patcher=patcher: host.base_weights(patcher),
+        ):
+            with pytest.raises(ExVideoError, match=f"extends Stable Video Diffusion, but the connected .* {name}"):
+                refused()
 
 
 def test_an_extension_of_another_width_is_refused(model):

@@ -28,6 +28,7 @@ EXPECTED = {
     ),
     "ExVideoDecode": (["samples", "vae", "window", "overlap"], ["IMAGE"]),
     "ExVideoSave": (["images", "fps", "filename_prefix", "format", "crf", "audio"], []),
+    "ExVideoSaveExtension": (["exvideo", "filename_prefix", "precision"], []),
 }  # fmt: skip
 
 

@@ -49,12 +49,8 @@ def watched():
 
 
 @pytest.fixture
-def conditions(loaded, run):
-    _, clip_vision, vae = loaded
-    picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
-    inputs = {"clip_vision": clip_vision, "vae": vae, "init_image": picture, "width": 64, "height": 64}
-    positive, negative, latent, _ = run("ExVideoConditioning", num_frames=40, **inputs)
-    return {"positive": positive, "negative": negative, "latent": latent, "steps": 2}
+def conditions(condition):
+    return {**condition(40), "steps": 2}
 
 
 @pytest.mark.parametrize("reach", [128, 20])

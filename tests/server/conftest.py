@@ -18,10 +18,20 @@ TINY = {"ckpt_name": "exvideo_tiny_svd.safetensors", "exvideo_name": "exvideo_ti
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    base = tmp_path_factory.mktemp("comfyui")
-    write_tiny_model(base / "models")
-    with Server(Environment(Path(sys.executable), HOST), base, cpu=True) as running:
+def start_server(tmp_path_factory):
+    """Start a ComfyUI on the CPU with the tiny model, with more arguments where given."""
+
+    def start(*arguments):
+        base = tmp_path_factory.mktemp("comfyui")
+        write_tiny_model(base / "models")
+        return Server(Environment(Path(sys.executable), HOST), base, cpu=True, extra_args=arguments)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(start_server):
+    with start_server() as running:
         yield running
 
 

@@ -9,12 +9,16 @@ import pytest
 import requests
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
 
-from dev.client import ClientError, PromptCancelledError, outputs
+from dev.client import Client, ClientError, PromptCancelledError, outputs
+from dev.environment import ROOT
 
 NODES = {
     "ExVideoLoader", "ExVideoCheckpointLoader", "ExVideoInit", "ExVideoApply", "ExVideoConditioning",
     "ExVideoScheduler", "ExVideoSampler", "ExVideoDecode", "ExVideoSave",
+    "ExVideoSaveExtension",
 }  # fmt: skip
 
 
@@ -180,6 +184,71 @@ def test_the_hosts_own_loader_and_sampler_work_on_our_model(client, image_to_vid
     }  # fmt: skip
     history, _ = finish(client, (prompt, page))
     assert len(outputs(history)) == 1
+
+
+def test_an_extension_is_saved_listed_and_loaded_again(client, image_to_video, server):
+    """Saved by a bare API client, then found by the loader under output/exvideo, then used."""
+    names = {"exvideo_name": "exvideo_tiny_128f.safetensors"}
+    prompt = {
+        "1": {"class_type": "ExVideoLoader", "inputs": names},
+        "2": {"class_type": "ExVideoSaveExtension", "inputs": {"exvideo": ["1", 0], "filename_prefix": "exvideo/mine"}},
+    }
+    history, _ = finish(client, (prompt, None))
+    assert history["outputs"]["2"]["text"] == ["exvideo/mine_00001_.safetensors"]
+    path = server.base / "output" / "exvideo" / "mine_00001_.safetensors"
+    saved, original = load_file(path), load_file(server.base / "models" / "exvideo" / names["exvideo_name"])
+    assert saved.keys() == original.keys()
+    assert all(torch.equal(saved[key], original[key]) for key in saved)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["frames"] == "128"
+    assert json.loads(metadata["prompt"]) == prompt
+    listed = server.get("/object_info/ExVideoLoader")["ExVideoLoader"]["input"]["required"]["exvideo_name"]
+    assert path.name in str(listed)
+    loader = {"ckpt_name": "exvideo_tiny_svd.safetensors", "exvideo_name": path.name}
+    finish(client, image_to_video(ExVideoConditioning={"num_frames": 2}, ExVideoCheckpointLoader=loader))
+
+
+def test_an_unknown_precision_is_named(client, saved_files):
+    before = saved_files()
+    prompt = {
+        "1": {"class_type": "ExVideoLoader", "inputs": {"exvideo_name": "exvideo_tiny_128f.safetensors"}},
+        "2": {
+            "class_type": "ExVideoSaveExtension",
+            "inputs": {"exvideo": ["1", 0], "filename_prefix": "x", "precision": "fp4"},
+        },
+    }
+    with pytest.raises(ClientError, match=r"ExVideoSaveExtension.*fp16"):
+        finish(client, (prompt, None))
+    assert saved_files() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argument", "dtype", "bound"), [("--force-fp16", "float16", 2e-2), ("--fp8_e4m3fn-unet", "float8_e4m3fn", 0.3)]
+)
+def test_precisions_of_the_command_line(start_server, image_to_video, client, server, argument, dtype, bound):
+    """The same graph on a ComfyUI of another precision; latents by the host's own SaveLatent."""
+
+    def latents(running, run):
+        prompt, _ = image_to_video(ExVideoConditioning={"num_frames": 6}, ExVideoSampler={"steps": 2})
+        (sampler,) = (key for key, node in prompt.items() if node["class_type"] == "ExVideoSampler")
+        for key in [key for key, node in prompt.items() if node["class_type"] in ("ExVideoDecode", "ExVideoSave")]:
+            del prompt[key]
+        prompt["100"] = {"class_type": "SaveLatent", "inputs": {"samples": [sampler, 0], "filename_prefix": "clip"}}
+        (picture,) = (node for node in prompt.values() if node["class_type"] == "LoadImage")
+        picture["inputs"]["image"] = run.upload_image(ROOT / "assets" / "photo.jpg")
+        finish(run, (prompt, None))
+        return load_file(sorted((running.base / "output").glob("clip_*.latent"))[-1])["latent_tensor"]
+
+    exact = latents(server, client)
+    with start_server(argument) as other, Client(other.url, other.alive) as run:
+        got = latents(other, run)
+        assert f"model weight dtype torch.{dtype}" in other.log.read_text()
+    error = ((got - exact).norm() / exact.norm()).item()
+    print(f"\n{argument}: relative error of the latents after 2 steps {error:.1e}")
+    # Zero for half precision on a CPU, where the host stores weights in it, as their file does, but computes in single.
+    assert error < bound
 
 
 def test_help_and_translations_reach_the_page(server, object_info):

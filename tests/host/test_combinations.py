@@ -1,0 +1,371 @@
+"""The extended model among everything else that ComfyUI does with a model."""
+
+import random
+
+import comfy.cldm.cldm
+import comfy.controlnet
+import comfy.model_management
+import comfy.ops
+import comfy.samplers
+import comfy.sd
+import numpy as np
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import (
+    CFGGuider,
+    KSamplerSelect,
+    RandomNoise,
+    SamplerCustomAdvanced,
+)
+from comfy_extras.nodes_freelunch import FreeU
+from comfy_extras.nodes_model_merging import ModelMergeSimple
+from exvideo_pack.exvideo_core import host
+from exvideo_pack.exvideo_core.extension import LAYERS, Extension, extension_shapes, new_extension
+from exvideo_pack.exvideo_core.layers import PositionLayers
+from exvideo_pack.exvideo_core.tiny import LAYOUT, draw_checkpoint
+from safetensors.torch import save_file
+
+SPATIAL = "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q"
+TEMPORAL = "diffusion_model.output_blocks.6.1.time_stack.0.attn1.to_q"
+
+
+@pytest.fixture
+def model(loaded):
+    return loaded[0]
+
+
+@pytest.fixture
+def new(model):
+    """An extension that changes nothing on short clips: whatever then differs from the base is a defect."""
+    return new_extension(host.base_weights(model), 40)
+
+
+@pytest.fixture
+def conditions(condition):
+    return condition(6)
+
+
+def lora(*keys):
+    """A LoRA as its file has it, of rank 2, on linear layers of SVD's UNet."""
+    generator = torch.Generator().manual_seed(7)
+    tensors = {}
+    for key in keys:
+        tensors[f"{key}.lora_up.weight"] = torch.randn(2 * LAYOUT.unet.channels, 2, generator=generator)
+        tensors[f"{key}.lora_down.weight"] = torch.randn(2, 2 * LAYOUT.unet.channels, generator=generator)
+    return tensors
+
+
+def with_lora(model, *keys, strength=0.7):
+    patched, _ = comfy.sd.load_lora_for_models(model, None, lora(*keys), strength, 0)
+    assert sum(len(patches) for patches in patched.patches.values()) > sum(len(p) for p in model.patches.values())
+    return patched
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """Another model of the same shape, as a fine-tune of SVD is: its weights, and itself."""
+    path = tmp_path_factory.mktemp("other") / "svd.safetensors"
+    weights = draw_checkpoint(LAYOUT, seed=5)
+    save_file(weights, path)
+    with torch.inference_mode():
+        return weights, host.load_svd(path)[0]
+
+
+# --- clones --------------------------------------------------------------------------------------------------
+
+
+def test_two_clones_of_one_base_interleaved(model, extension, predict):
+    """Each is patched and unpatched again and again; none leaves a trace on another."""
+    models = {
+        "base": model,
+        "full": host.apply_extension(model, extension),
+        "half": host.apply_extension(model, extension, 0.5),
+    }
+    models["clone of half"] = models["half"].clone()
+    first = {name: predict(each, 6) for name, each in models.items()}
+    for _ in range(2):
+        for name in ("half", "full", "base", "clone of half", "full", "base"):
+            assert torch.equal(predict(models[name], 6), first[name]), name
+    assert torch.equal(first["half"], first["clone of half"])
+    assert not torch.allclose(first["half"], first["full"])
+    assert not torch.allclose(first["half"], first["base"])
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+def test_what_changes_nothing_changes_nothing_beside_a_lora(model, extension, new, predict, strength):
+    base = with_lora(model, SPATIAL, TEMPORAL)
+    assert torch.equal(predict(host.apply_extension(base, new, strength), 25), predict(base, 25))
+    assert torch.equal(predict(host.apply_extension(base, extension, 0.0), 25), predict(base, 25))
+
+
+# --- weights -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keys", [(SPATIAL,), (TEMPORAL,), (SPATIAL, TEMPORAL)])
+def test_a_lora_before_or_after(model, extension, predict, keys):
+    before = predict(host.apply_extension(with_lora(model, *keys), extension), 6)
+    after = predict(with_lora(host.apply_extension(model, extension), *keys), 6)
+    assert torch.equal(before, after)
+    assert not torch.allclose(before, predict(host.apply_extension(model, extension), 6))
+
+
+def test_a_temporal_lora_adds_its_difference_to_the_extension(model, extension):
+    patched = host.apply_extension(with_lora(model, TEMPORAL, strength=0.5), extension)
+    comfy.model_management.load_models_gpu([patched])
+    got = patched.model.state_dict()[f"{TEMPORAL}.weight"].float()
+    theirs = dict(extension.replaced_weights())[f"{TEMPORAL.removeprefix('diffusion_model.')}.weight"].float()
+    tensors = lora(TEMPORAL)
+    difference = tensors[f"{TEMPORAL}.lora_up.weight"] @ tensors[f"{TEMPORAL}.lora_down.weight"]
+    torch.testing.assert_close(got, theirs + 0.5 * difference, rtol=1e-3, atol=1e-3)
+    comfy.model_management.unload_all_models()
+
+
+def test_merging_blends_all_weights(model, extension, predict, other):
+    drawn, other = other
+    extended = host.apply_extension(model, extension)
+    (same,) = ModelMergeSimple().merge(extended, other, 1.0)
+    assert torch.equal(predict(same, 30), predict(extended, 30))
+    (half,) = ModelMergeSimple().merge(extended, other, 0.5)
+    comfy.model_management.load_models_gpu([half])
+    state = {key: tensor.float().clone() for key, tensor in half.model.state_dict().items()}
+    comfy.model_management.unload_all_models()
+    theirs = dict(extension.replaced_weights())[f"{TEMPORAL.removeprefix('diffusion_model.')}.weight"].float()
+    expected = (theirs + drawn[f"model.{TEMPORAL}.weight"]) / 2
+    torch.testing.assert_close(state[f"{TEMPORAL}.weight"], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_merge_of_two_models_with_the_same_extension_keeps_it_whole(model, extension, other):
+    """The way to merge that the help recommends."""
+    both = [host.apply_extension(each, extension) for each in (model, other[1])]
+    (merged,) = ModelMergeSimple().merge(*both, 0.3)
+    comfy.model_management.load_models_gpu([merged])
+    state = merged.model.diffusion_model.state_dict()
+    for key, weight in extension.replaced_weights():
+        torch.testing.assert_close(state[key].float(), weight.float(), rtol=1e-3, atol=1e-4)
+    comfy.model_management.unload_all_models()
+
+
+# --- patches and controls ------------------------------------------------------------------------------------
+
+
+def test_free_u_and_attention_patches_act_as_on_the_base(model, new, extension, predict):
+    calls = []
+
+    def patched(target):
+        (clone,) = FreeU().patch(target, 1.1, 1.2, 0.9, 0.2)
+
+        def note(kind):
+            def patch(*tensors):
+                *tensors, options = tensors
+                calls.append((kind, options["block"], options["block_index"], tensors[0].shape))
+                return tensors[0] * 0.9 if kind.endswith("output") else (tensors[0] * 1.1, *tensors[1:])
+
+            return patch
+
+        clone.set_model_attn1_patch(note("attn1"))
+        clone.set_model_attn2_patch(note("attn2"))
+        clone.set_model_attn1_output_patch(note("attn1 output"))
+        clone.set_model_attn2_output_patch(note("attn2 output"))
+        return clone
+
+    on_the_base = predict(patched(model), 6)
+    expected, calls[:] = list(calls), []
+    assert len(expected) > 16 * 2 * 4 - 1
+    assert torch.equal(predict(patched(host.apply_extension(model, new)), 6), on_the_base)
+    assert calls == expected
+    assert not torch.allclose(on_the_base, predict(model, 6))
+    # Patched before or after, it is the same.
+    assert torch.equal(
+        predict(host.apply_extension(patched(model), extension), 6),
+        predict(patched(host.apply_extension(model, extension)), 6),
+    )
+
+
+def test_replaced_attention_acts_as_on_the_base(model, new, predict):
+    def without_mixing(q, k, v, options):
+        return v
+
+    def patched(target):
+        clone = target.clone()
+        for place, number in (("input", 4), ("middle", 0), ("output", 5)):
+            clone.set_model_attn1_replace(without_mixing, place, number)
+        return clone
+
+    expected = predict(patched(model), 6)
+    assert torch.equal(predict(patched(host.apply_extension(model, new)), 6), expected)
+    assert not torch.allclose(expected, predict(model, 6))
+
+
+def control_net():
+    """A ControlNet of the width of the tiny UNet, on single frames: the core has none made for SVD."""
+    generator = torch.Generator().manual_seed(9)
+    network = comfy.cldm.cldm.ControlNet(
+        image_size=32, in_channels=4, model_channels=LAYOUT.unet.channels, hint_channels=3, num_res_blocks=[2] * 4,
+        channel_mult=(1, 2, 4, 4), use_spatial_transformer=True, transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+        transformer_depth_middle=1, context_dim=LAYOUT.unet.context, num_head_channels=32, legacy=False,
+        operations=comfy.ops.manual_cast,
+    )  # fmt: skip
+    for tensor in network.parameters():
+        spread = 0.5 * tensor[0].numel() ** -0.5 if tensor.ndim > 1 else 0.1
+        tensor.data = spread * torch.randn(tensor.shape, generator=generator)
+    control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
+    return control.set_cond_hint(torch.rand(6, 3, 64, 64, generator=generator), 0.8, (0.0, 1.0))
+
+
+def test_a_control_net_acts_as_on_the_base(model, new, extension, conditions, run):
+    def sample(target, control):
+        inputs = dict(conditions, steps=2)
+        if control:
+            net = control_net()
+            for side in ("positive", "negative"):
+                inputs[side] = [[token, {**ids, "control": net, "control_apply_to_uncond": False}]
+                                for token, ids in inputs[side]]  # fmt: skip
+        return run("ExVideoSampler", model=target, **inputs)[0]["samples"]
+
+    on_the_base = sample(model, control=True)
+    assert on_the_base.isfinite().all()
+    assert not torch.allclose(on_the_base, sample(model, control=False))
+    assert torch.equal(sample(host.apply_extension(model, new), control=True), on_the_base)
+    extended = host.apply_extension(model, extension)
+    assert not torch.allclose(sample(extended, control=True), sample(extended, control=False))
+
+
+# --- sampling ------------------------------------------------------------------------------------------------
+
+
+def test_the_hosts_custom_sampler_with_its_guider(model, extension, conditions, run):
+    extended = host.apply_extension(model, extension)
+    (sigmas,) = run("ExVideoScheduler", model=extended, steps=3)
+    guider = CFGGuider.execute(extended, conditions["positive"], conditions["negative"], 2.0).args[0]
+    noise, sampler = RandomNoise.execute(5).args[0], KSamplerSelect.execute("euler").args[0]
+    theirs = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, conditions["latent"]).args[0]
+    (ours,) = run("ExVideoSampler", model=extended, **conditions, steps=3, seed=5, normalize=False, contrast=1.0)
+    assert torch.equal(ours["samples"], theirs["samples"])
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_2m_sde", "uni_pc", "lcm"])
+def test_other_samplers_run(model, extension, conditions, sampler):
+    extended = host.apply_extension(model, extension)
+    sides = conditions["positive"], conditions["negative"], conditions["latent"]
+    (out,) = __import__("nodes").common_ksampler(extended, 1, 3, 2.0, sampler, "karras", *sides)
+    assert out["samples"].isfinite().all()
+
+
+def test_latents_go_to_disk_and_back(model, extension, conditions, run, tmp_path, monkeypatch):
+    import folder_paths
+
+    import nodes as host_nodes
+
+    (sampled,) = run("ExVideoSampler", model=host.apply_extension(model, extension), **conditions, steps=1)
+    for folder in ("output_directory", "input_directory"):
+        monkeypatch.setattr(folder_paths, folder, str(tmp_path))
+    host_nodes.SaveLatent().save(sampled, "clip")
+    (saved,) = tmp_path.glob("*.latent")
+    (loaded,) = host_nodes.LoadLatent().load(saved.name)
+    assert torch.equal(loaded["samples"], sampled["samples"])
+
+
+def test_no_node_reads_or_changes_global_random_state(nodes, loaded, models, extension, conditions, tmp_path,
+                                                      monkeypatch):  # fmt: skip
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    model, clip_vision, vae = loaded
+    extended = host.apply_extension(model, extension)
+    latent, names = conditions["latent"], {"exvideo_name": "exvideo_tiny_128f.safetensors"}
+    inputs = {
+        "ExVideoLoader": names,
+        "ExVideoCheckpointLoader": {"ckpt_name": "exvideo_tiny_svd.safetensors", **names},
+        "ExVideoInit": {"model": model},
+        "ExVideoApply": {"model": model, "exvideo": extension},
+        "ExVideoConditioning": {
+            "clip_vision": clip_vision, "vae": vae, "init_image": torch.full((1, 64, 64, 3), 0.4), "width": 64,
+            "height": 64, "num_frames": 2,
+        },
+        "ExVideoScheduler": {"model": model},
+        "ExVideoSampler": {"model": extended, **conditions, "steps": 1},
+        "ExVideoDecode": {"samples": latent, "vae": vae},
+        "ExVideoSave": {"images": torch.full((2, 64, 64, 3), 0.4)},
+        "ExVideoSaveExtension": {"exvideo": extension},
+    }  # fmt: skip
+    assert inputs.keys() == nodes.keys()
+    for node_id, given in inputs.items():
+        node = nodes[node_id].PREPARE_CLASS_CLONE({})
+        defaults = {i.id: i.default for i in node.GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
+        torch.manual_seed(1)
+        random.seed(1)
+        np.random.seed(1)
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+        node.execute(**{**defaults, **given})
+        assert torch.equal(torch.get_rng_state(), states[0]), node_id
+        assert random.getstate() == states[1], node_id
+        assert np.random.get_state()[1].tolist() == states[2], node_id
+    assert len(list(tmp_path.rglob("*.mp4"))) == 1
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+
+
+# --- memory --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Tell the host that it has a device of its own, with room for a third of a model."""
+    management = comfy.model_management
+
+    def tell(size):
+        monkeypatch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
+        monkeypatch.setattr(management, "is_device_cpu", lambda device: False)
+        room = management.minimum_inference_memory() + size // 3
+
+        def free(device=None, torch_free_too=False):
+            return (room, room) if torch_free_too else room
+
+        monkeypatch.setattr(management, "get_free_memory", free)
+
+    yield tell
+    monkeypatch.undo()
+    management.unload_all_models()
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_partly_loaded_is_the_same(model, extension, predict, little_memory, strength):
+    extended = with_lora(host.apply_extension(model, extension, strength), SPATIAL, TEMPORAL)
+    whole = predict(extended, 6)
+    comfy.model_management.unload_all_models()
+    (positions,) = extended.get_additional_models()
+    little_memory(positions.model_size())
+    part = predict(extended, 6)
+    for patcher in (extended, positions):
+        assert patcher.model.model_lowvram
+        assert patcher.loaded_size() < patcher.model_size() / 2
+    assert torch.equal(part, whole)
+
+
+def test_the_new_modules_are_counted_and_offloaded(model, extension, predict):
+    extended = host.apply_extension(model, extension)
+    predict(extended, 2)
+    (positions,) = extended.get_additional_models()
+    assert any(loaded is positions for loaded in comfy.model_management.loaded_models())
+    comfy.model_management.unload_all_models()
+    assert not comfy.model_management.current_loaded_models
+
+
+def test_the_releases_new_modules_are_672_mb():
+    channels = [320] * 2 + [640] * 2 + [1280] * 6 + [640] * 3 + [320] * 3
+    shapes = extension_shapes(128, dict(zip(LAYERS, channels, strict=True)), 1024)
+    tensors = {key: torch.empty(shape, dtype=torch.float16, device="meta") for key, shape in shapes.items()}
+    layers = PositionLayers(Extension(tensors, 128).position_weights())
+    positions = host.patch.ModelPatcher(layers, torch.device("cpu"), torch.device("cpu"))
+    assert positions.model_size() / 1e6 == pytest.approx(672, abs=2)
+
+
+def test_applying_copies_nothing(model, extension):
+    extended = host.apply_extension(model, extension)
+    assert extended.model is model.model
+    for key, weight in extension.replaced_weights():
+        ((_, (patch,), *_),) = extended.patches[f"diffusion_model.{key}"]
+        assert patch.data_ptr() == weight.data_ptr()
+    (positions,) = extended.get_additional_models()
+    ours = [tensor for weights in extension.position_weights() for tensor in weights]
+    for parameter, tensor in zip(positions.model.parameters(), ours, strict=True):
+        assert parameter.data_ptr() == tensor.data_ptr()
