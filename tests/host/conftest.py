@@ -47,13 +47,27 @@ def run(nodes):
 
 
 @pytest.fixture(scope="session")
-def loaded(models):
+def loaded(models, predict):
     """MODEL, CLIP_VISION and VAE of the tiny checkpoint, without an extension."""
+    import comfy.model_management
     from exvideo_pack.exvideo_core import host
     from exvideo_pack.exvideo_core.tiny import CHECKPOINT
 
     with torch.inference_mode():
-        return host.load_svd(models / CHECKPOINT)
+        model, clip_vision, vae = host.load_svd(models / CHECKPOINT)
+        before = {key: tensor.clone() for key, tensor in model.model.state_dict().items()}
+        output = predict(model, 3)
+    yield model, clip_vision, vae
+    # After all that the tests did with it: the same weights, the same output, nothing left on its layers.
+    with torch.inference_mode():
+        assert torch.equal(predict(model, 3), output)
+    comfy.model_management.unload_all_models()
+    after = model.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    assert not model.patches
+    assert not any("forward" in vars(module) for module in model.model.modules())
+    assert not any(getattr(module, "weight_function", None) for module in model.model.modules())
 
 
 @pytest.fixture(scope="session")

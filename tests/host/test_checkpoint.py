@@ -106,5 +106,5 @@ def test_files_of_other_kinds_are_refused(tmp_path, name):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     path = tmp_path / "sd15.safetensors"
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3)}, path)
-    with pytest.raises(ExVideoError, match="not a whole Stable Video Diffusion checkpoint"):
+    with pytest.raises(ExVideoError, match="but it is a checkpoint of another model"):
         host.load_svd(path)
