@@ -7,7 +7,7 @@ help:
 	@echo "make demo   a video from a picture, as the last line its path:"
 	@echo "            IMAGE=… FRAMES=128 SIZE=WxH STEPS=… SEED=… OUT=… PORT=…"
 	@echo "make test   lint, types and tests; ARGS=… goes to pytest, HOST=none leaves out ComfyUI"
-	@echo "make parity the comparison with the authors' code in full, half an hour and 17 GiB of memory"
+	@echo "make parity the comparison with the authors' code in full, about 45 minutes on 2 cores and 17 GiB of memory"
 	@echo "make lint   ruff alone"
 	@echo "make host   only the environment: .venv and a ComfyUI"
 	@echo "make clean  remove all of that, and out/"
