@@ -39,6 +39,9 @@ LAYERS: Mapping[int, str] = {
 }
 """The reference's number of each extended block → the layer's path in ComfyUI's UNet, in forward order."""
 
+TRAINED_FRAMES = 25
+"""Frames that SVD-XT itself was trained on."""
+
 TABLE = "positional_embedding.embeddings"
 KERNEL = "positional_conv.weight"
 BIAS = "positional_conv.bias"
@@ -120,7 +123,7 @@ class Extension:
 
 def position_ids(num_frames: int) -> list[int]:
     """Which of SVD's 25 positions each frame starts from: 0 … 24, then bouncing between 23 and 4."""
-    trained, bounce = 25, 20
+    trained, bounce = TRAINED_FRAMES, 20
 
     def position_id(frame: int) -> int:
         if frame < trained:

@@ -7,6 +7,7 @@ before temporal attention. The rest of the layer, spatial part included, is the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
 
-from .extension import LAYERS, PositionWeights
+from . import chunked
+from .extension import LAYERS, TRAINED_FRAMES, PositionWeights, new_position_weights
 from .types import ExVideoError
 
 FRAME_NUMBERS = "exvideo_frame_numbers"
@@ -69,20 +71,25 @@ class PositionLayer(nn.Module):
         Returns:
             [videos · frames, height · width, C].
         """
-        # Cast by hand: ops of torch.nn and of the host differ in how they are asked for a dtype.
-        # One row a batch entry, as SVD does it: a matrix product of other size would round otherwise.
         frames = len(rows)
-        numbers = torch.tensor(rows, device=x.device).repeat(x.shape[0] // frames)
-        table = self.table(numbers).to(x)
-        volume = rearrange(x + embed(table)[:, None], "(b t) (h w) c -> b c t h w", t=frames, h=height)
+        # One row a batch entry, as SVD does it: a matrix product of other size would round otherwise.
+        embedded = self.embedded(list(rows) * (x.shape[0] // frames), x, embed)
+        volume = rearrange(x + embedded[:, None], "(b t) (h w) c -> b c t h w", t=frames, h=height)
         return rearrange(self.conv(pad_mirrored(volume)), "b c t h w -> (b t) (h w) c")
+
+    def embedded(self, rows: Sequence[int], x: torch.Tensor, embed: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """Rows of the position table through SVD's `time_pos_embed`: [len(rows), C], as x in dtype and device."""
+        # Cast by hand: ops of torch.nn and of the host differ in how they are asked for a dtype.
+        return embed(self.table(torch.tensor(rows, device=x.device)).to(x))
 
 
 class PositionLayers(nn.ModuleList):
     """The new parts of all 16 extended layers, in the order of the UNet's forward pass."""
 
     def __init__(self, weights: Iterable[PositionWeights], ops: Any = nn):
+        weights = list(weights)
         super().__init__([PositionLayer(w, ops) for w in weights])
+        self._are_new = all(_is_new(w) for w in weights)
 
     def __iter__(self) -> Iterator[PositionLayer]:
         return (layer for layer in super().__iter__() if isinstance(layer, PositionLayer))
@@ -90,6 +97,18 @@ class PositionLayers(nn.ModuleList):
     @property
     def num_frames(self) -> int:
         return next(iter(self)).num_frames
+
+    def change_nothing_on(self, rows: Sequence[int]) -> bool:
+        """Whether a clip of these rows is just as SVD itself would have it: short, and no training behind it."""
+        return self._are_new and len(rows) <= TRAINED_FRAMES and list(rows) == list(range(len(rows)))
+
+
+def _is_new(weights: PositionWeights) -> bool:
+    """Whether a layer's new part is as before any training, bit for bit."""
+    if weights.table.is_meta or (weights.kernel.shape[0] > 1 and weights.kernel[0, 1, 1, 1, 1] != 0):
+        return False
+    start = new_position_weights(*weights.table.shape)
+    return all(torch.equal(ours.float(), new) for ours, new in zip(weights, start, strict=True))
 
 
 def check_length(frames: int, num_frames: int) -> None:
@@ -102,9 +121,26 @@ def check_length(frames: int, num_frames: int) -> None:
         )
 
 
+def extended_res_block(
+    layer: Any,
+    work: chunked.Work,
+    x: torch.Tensor,
+    emb: torch.Tensor,
+    num_video_frames: int,
+    image_only_indicator: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The host's `VideoResBlock`, in chunks; marked single images go through the host's own."""
+    if image_only_indicator is not None:
+        if work.pending:
+            x, work.pending = torch.cat(work.pending, 1), []
+        return type(layer).forward(layer, x, emb, num_video_frames, image_only_indicator)
+    return chunked.res_block(work, layer, x, emb, num_video_frames)
+
+
 def extended_forward(
     layer: Any,
     position: PositionLayer,
+    work: chunked.Work | None,
     x: torch.Tensor,
     context: torch.Tensor,
     time_context: torch.Tensor | None,
@@ -119,6 +155,7 @@ def extended_forward(
     Args:
         layer: the host's `SpatialVideoTransformer`, whose modules do all the rest.
         position: this layer's new part.
+        work: how it is done in chunks; None runs the host's blocks as they are, for the patches that are on them.
         x: [videos · frames, C, H, W].
         context: image tokens, [videos · frames, tokens, D], equal for all frames of a video.
         time_context: tokens for the temporal block, where they differ from `context`.
@@ -132,13 +169,15 @@ def extended_forward(
     frames, (height, width) = timesteps, x.shape[-2:]
     transformer_options["activations_shape"] = list(x.shape)
     transformer_options["block_index"] = 0
+    rows = transformer_options.get(FRAME_NUMBERS, range(frames))
+    if work is not None and context.shape[1] == 1 and (time_context is None or time_context.shape[1:2] == (1,)):
+        return chunked.transformer(work, layer, position, rows, x, context, time_context, transformer_options)
     (spatial_block,) = layer.transformer_blocks
     (temporal_block,) = layer.time_stack
 
     spatial = layer.proj_in(rearrange(layer.norm(x), "bt c h w -> bt (h w) c"))
     spatial = spatial_block(spatial, context=context, transformer_options=transformer_options)
 
-    rows = transformer_options.get(FRAME_NUMBERS, range(frames))
     temporal = position(spatial, rows, height, layer.time_pos_embed)
     temporal = rearrange(temporal, "(b t) s c -> (b s) t c", t=frames)
     token = (context if time_context is None else time_context)[::frames]
@@ -151,27 +190,72 @@ def extended_forward(
     return rearrange(layer.proj_out(mixed), "bt (h w) c -> bt c h w", h=height) + x
 
 
-def extended_unet(positions: PositionLayers, executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run the host's UNet with its 16 spatio-temporal transformers going through `extended_forward`.
+ATTENTION_PATCHES = {"attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch", "middle_patch"}
+"""What others may have put into the host's transformer blocks, which then must run as they are."""
+
+
+def extended_unet(
+    positions: PositionLayers, work: Callable[[torch.Tensor], chunked.Work], executor: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Run the host's UNet with its layers going through `chunked`, the 16 transformers extended.
 
     A wrapper in the host's sense: `executor.class_obj` is the live UNet, and calling the executor goes on. The
     UNet is as before when this returns, also by an exception.
+
+    Args:
+        positions: the new parts of the 16 layers.
+        work: how much of a pass over these latents may be done at once.
+        executor, args, kwargs: the host's.
     """
     unet = executor.class_obj
     frames = kwargs.get("num_video_frames") or unet.default_num_video_frames
     # The host hands on its options by position or by name, as its version likes.
-    options = [value for value in (*args, *kwargs.values()) if isinstance(value, dict) and FRAME_NUMBERS in value]
-    rows = options[0][FRAME_NUMBERS] if options else range(frames)
+    options = next((v for v in (*args, *kwargs.values()) if isinstance(v, dict) and "wrappers" in v), {})
+    rows = options.get(FRAME_NUMBERS, range(frames))
     check_length(max(rows) + 1, positions.num_frames)
-    # The layers are looked up anew at each call: hooks may have swapped the model since it was patched.
-    layers = [unet.get_submodule(path) for path in LAYERS.values()]
-    before = [vars(layer).get("forward") for layer in layers]
-    try:
-        for layer, position in zip(layers, positions, strict=True):
-            layer.forward = partial(extended_forward, layer, position)
+    if positions.change_nothing_on(rows):
         return executor(*args, **kwargs)
+
+    doing = work(args[0])
+    patches = options.get("patches", {})
+    plain = kwargs.get("image_only_indicator") is not None or any(options.get("patches_replace", {}).values())
+    plain = plain or not ATTENTION_PATCHES.isdisjoint(patches)
+
+    def keep_apart(h: torch.Tensor, skip: torch.Tensor, _options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        doing.pending = [h, skip]
+        return h[:, :0], skip[:, :0]
+
+    # Last of the patches, so that the others see the tensors that they expect.
+    ours = {
+        **options,
+        "patches": {**patches, "output_block_patch": [*patches.get("output_block_patch", ()), keep_apart]},
+    }
+
+    args = tuple(ours if value is options else value for value in args)
+    kwargs = {name: ours if value is options else value for name, value in kwargs.items()}
+    with routed(unet, positions, doing, plain):
+        return executor(*args, **kwargs)
+
+
+@contextmanager
+def routed(unet: Any, positions: PositionLayers, work: chunked.Work, plain: bool) -> Iterator[None]:
+    """Lead the UNet's layers through our forward passes, and leave nothing behind."""
+    # The layers are looked up anew at each call: hooks may have swapped the model since it was patched.
+    routes: dict[Any, Callable[..., torch.Tensor]] = {}
+    for layer, position in zip((unet.get_submodule(path) for path in LAYERS.values()), positions, strict=True):
+        routes[layer] = partial(extended_forward, layer, position, None if plain else work)
+    for layer in (layer for block in (*unet.input_blocks, unet.middle_block, *unet.output_blocks) for layer in block):
+        if hasattr(layer, "time_stack") and layer not in routes:
+            routes[layer] = partial(extended_res_block, layer, work)
+        elif type(layer).__name__ == "Upsample":
+            routes[layer] = partial(chunked.upsample, work, layer)
+    before = {layer: vars(layer).get("forward") for layer in routes}
+    try:
+        for layer, forward in routes.items():
+            layer.forward = forward
+        yield
     finally:
-        for layer, forward in zip(layers, before, strict=True):
+        for layer, forward in before.items():
             vars(layer).pop("forward", None)
             if forward is not None:
                 layer.forward = forward

@@ -8,7 +8,8 @@ from comfy_api.latest import io
 
 from ..exvideo_core import host
 from ..exvideo_core.extension import Extension, new_extension
-from .schema import MAX_FRAMES, ExVideo, schema
+from ..exvideo_core.plan import BUDGETS
+from .schema import MAX_FRAMES, ExVideo, advanced, schema
 
 
 class ExVideoInit(io.ComfyNode):
@@ -58,13 +59,23 @@ class ExVideoApply(io.ComfyNode):
                     step=0.01,
                     tooltip="1 is the extension as trained, 0 the base model; all its weights blend linearly between.",
                 ),
+                advanced(
+                    io.Combo,
+                    "memory",
+                    options=list(BUDGETS),
+                    default="auto",
+                    # Not in the contract, so that clients who know only that may leave it out.
+                    optional=True,
+                    tooltip="Working memory of a pass: auto takes what is free up to 2 GiB, low 64 MiB. The video is "
+                    "the same; less is slower.",
+                ),
             ],
             outputs=[io.Model.Output("extended", display_name="MODEL", tooltip="The extended model.")],
         )
 
     @classmethod
-    def execute(cls, model: Any, exvideo: Extension, strength: float = 1.0) -> io.NodeOutput:
-        return io.NodeOutput(host.apply_extension(model, exvideo, strength))
+    def execute(cls, model: Any, exvideo: Extension, strength: float = 1.0, memory: str = "auto") -> io.NodeOutput:
+        return io.NodeOutput(host.apply_extension(model, exvideo, strength, memory))
 
 
 NODES = [ExVideoInit, ExVideoApply]

@@ -6,16 +6,13 @@ Core tests need neither. Host and server tests run on a real ComfyUI: the one at
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-HOST = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".host" / "ComfyUI")
+from dev.inside import become_host, host_path
+
+HOST = host_path()
 WITHOUT_HOST = os.environ.get("EXVIDEO_HOST") == "none"
 collect_ignore = ["host", "server"] if WITHOUT_HOST else []
 
@@ -25,31 +22,11 @@ def pytest_report_header() -> str:
     return f"ComfyUI: {left_out if WITHOUT_HOST else HOST}"
 
 
-def load_host() -> None:
-    """Make this process a ComfyUI on the CPU, and load the pack into it the way ComfyUI does: by its path."""
-    # First on the path, or `import nodes` would find our folder instead of the host's module.
-    sys.path.insert(0, str(HOST))
-    argv, sys.argv = sys.argv, [sys.argv[0], "--cpu"]
-    try:
-        options = importlib.import_module("comfy.options")
-        options.enable_args_parsing()
-        importlib.import_module("comfy.cli_args")
-    finally:
-        sys.argv = argv
-    spec = importlib.util.spec_from_file_location(
-        "exvideo_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["exvideo_pack"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["exvideo_pack"])
-
-
 # On import: the conftest files below this one import the pack.
 if not WITHOUT_HOST:
     if not (HOST / "main.py").is_file():
         pytest.exit(f"There is no ComfyUI at {HOST}: run `make host`, set COMFYUI_PATH, or HOST=none.", returncode=1)
-    load_host()
+    become_host("--cpu")
 
 
 class Parity:

@@ -15,7 +15,9 @@ from comfy.patcher_extension import WrappersMP
 
 from ..extension import Extension
 from ..layers import PositionLayers, extended_unet
+from ..plan import check_setting
 from ..types import ExVideoError
+from .memory import Memory
 from .windows import one_noise_level, window_conditions
 
 KEY = "exvideo"
@@ -48,7 +50,7 @@ def base_weights(model: Any) -> Callable[[str], torch.Tensor]:
     return weight
 
 
-def apply_extension(model: Any, extension: Extension, strength: float = 1.0) -> Any:
+def apply_extension(model: Any, extension: Extension, strength: float = 1.0, memory: str = "auto") -> Any:
     """Extend an SVD model: a clone on which ComfyUI itself loads, offloads and samples everything.
 
     The weights that SVD has become patches at the front of their lists, so that LoRAs add on top whether they
@@ -58,12 +60,14 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0) -> 
     Args:
         model: MODEL, untouched; an extension applied to it earlier is replaced in the clone.
         extension: of the same width.
+        memory: how much working memory a pass may take, a name in `plan.BUDGETS`.
         strength: 1 is the extension, 0 the base with bounced positions; between, all weights blend linearly.
 
     Raises:
         ExVideoError: not an SVD model, or one of another width.
     """
     require_svd(model)
+    check_setting(memory)
     shapes = {key: tensor.shape for key, tensor in model.model.diffusion_model.state_dict().items()}
     for key, weight in extension.replaced_weights():
         if shapes.get(key) != weight.shape:
@@ -89,11 +93,15 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0) -> 
 
     positions = PositionLayers(extension.position_weights(strength), comfy.ops.manual_cast)
     clone.set_additional_models(KEY, [ModelPatcher(positions, model.load_device, model.offload_device)])
-    for place, wrapper in {
-        WrappersMP.DIFFUSION_MODEL: partial(extended_unet, positions),
-        WrappersMP.PREDICT_NOISE: one_noise_level,
-        WrappersMP.CALC_COND_BATCH: partial(window_conditions, extension.num_frames),
-    }.items():
+    doing = Memory(memory, model.model.model_config.unet_config["model_channels"])
+    ours: dict[str, list[Callable[..., Any]]] = {
+        WrappersMP.PREPARE_SAMPLING: [doing.prepared],
+        WrappersMP.PREDICT_NOISE: [one_noise_level],
+        WrappersMP.CALC_COND_BATCH: [partial(window_conditions, positions)],
+        WrappersMP.DIFFUSION_MODEL: [doing.retrying, partial(extended_unet, positions, doing)],
+    }
+    for place, wrappers in ours.items():
         clone.remove_wrappers_with_key(place, KEY)
-        clone.add_wrapper_with_key(place, KEY, wrapper)
+        for wrapper in wrappers:
+            clone.add_wrapper_with_key(place, KEY, wrapper)
     return clone

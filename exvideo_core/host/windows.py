@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..layers import FRAME_NUMBERS
+from ..layers import FRAME_NUMBERS, PositionLayers
 from ..plan import window_positions
 
 
@@ -22,7 +22,7 @@ def one_noise_level(executor: Any, x: Any, timestep: Any, options: Any, *args: A
 
 
 def window_conditions(
-    num_frames: int, executor: Any, model: Any, conds: Any, x: Any, timestep: Any, options: Any, *args: Any
+    positions: PositionLayers, executor: Any, model: Any, conds: Any, x: Any, timestep: Any, options: Any, *args: Any
 ) -> Any:
     """Give each context window the conditions of its own frames, and its frames their place in the clip.
 
@@ -31,7 +31,7 @@ def window_conditions(
     every window would begin at the first position, as if it were the start of the clip.
 
     Args:
-        num_frames: F of the extension.
+        positions: the new parts of the model.
         executor, model, conds, x, timestep, options, args: the host's; x is [frames of the window, 4, H/8, W/8].
     """
     timestep = timestep.expand(len(x))
@@ -41,12 +41,26 @@ def window_conditions(
     if leads_in:
         frames = [window.causal_anchor_index, *frames]
     if not frames or len(frames) != len(x):
-        return executor(model, conds, x, timestep, options, *args)
+        return _apart(positions, range(len(x)), executor, model, conds, x, timestep, options, *args)
 
     clip = max(getattr(window, "total_frames", 0), *(len(value.cond) for value in _tensors(conds)))
-    rows = window_positions(frames, clip, num_frames, leads_in)
+    rows = window_positions(frames, clip, positions.num_frames, leads_in)
     options = {**options, "transformer_options": {**options["transformer_options"], FRAME_NUMBERS: rows}}
-    return executor(model, [_cut(entries, frames, clip) for entries in conds], x, timestep, options, *args)
+    conds = [_cut(entries, frames, clip) for entries in conds]
+    return _apart(positions, rows, executor, model, conds, x, timestep, options, *args)
+
+
+def _apart(
+    positions: PositionLayers, rows: Sequence[int], executor: Any, model: Any, conds: Any, *args: Any
+) -> list[torch.Tensor]:
+    """One prediction after the other: together they would take twice the memory, and a long clip gains no time."""
+    if positions.change_nothing_on(rows):
+        return executor(model, conds, *args)
+    # Each keeps its place in the list, by which patches tell the conditional one from the other.
+    return [
+        executor(model, [entries if i == own else None for i, entries in enumerate(conds)], *args)[own]
+        for own in range(len(conds))
+    ]
 
 
 def _tensors(conds: Any) -> Iterator[Any]:

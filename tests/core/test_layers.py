@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from exvideo_core.chunked import Work
 from exvideo_core.extension import PositionWeights, new_position_weights, position_ids, sinusoid
 from exvideo_core.layers import PositionLayer, PositionLayers, check_length, extended_unet, pad_mirrored
 from exvideo_core.types import ExVideoError
@@ -58,6 +59,7 @@ def test_layers_are_as_before_even_after_an_exception():
     class UNet:
         def __init__(self):
             self.layers = {}
+            self.input_blocks = self.middle_block = self.output_blocks = ()
 
         def get_submodule(self, path):
             return self.layers.setdefault(path, nn.Identity())
@@ -65,12 +67,25 @@ def test_layers_are_as_before_even_after_an_exception():
     class Executor:
         class_obj = UNet()
 
-        def __call__(self, **_):
+        def __call__(self, *_, **__):
             assert all("forward" in vars(layer) for layer in self.class_obj.layers.values())
             raise KeyboardInterrupt
 
-    positions = PositionLayers(new_position_weights(4, 8) for _ in range(16))
+    weights = [new_position_weights(4, 8)._replace(bias=torch.ones(8)) for _ in range(16)]
     with pytest.raises(KeyboardInterrupt):
-        extended_unet(positions, Executor(), num_video_frames=4)
+        extended_unet(
+            PositionLayers(weights), lambda x: Work(), Executor(), torch.zeros(4, 8, 2, 2), num_video_frames=4
+        )
     assert len(Executor.class_obj.layers) == 16
     assert not any("forward" in vars(layer) for layer in Executor.class_obj.layers.values())
+
+
+def test_new_layers_change_nothing_on_short_clips():
+    new = PositionLayers(new_position_weights(40, 8) for _ in range(16))
+    assert new.change_nothing_on(range(25))
+    assert not new.change_nothing_on(range(26))
+    assert not new.change_nothing_on([3, 4, 5])
+    for name in ("table", "kernel", "bias"):
+        start = new_position_weights(40, 8)
+        other = start._replace(**{name: getattr(start, name) + 1e-3})
+        assert not PositionLayers([*[start] * 15, other]).change_nothing_on(range(5))

@@ -109,7 +109,7 @@ def run_unet():
     """One pass of an extended MODEL's UNet, of several videos in one batch, without a sampler around it."""
     import comfy.model_management
 
-    def call(model, latents, images, tokens, ids, timestep):
+    def call(model, latents, images, tokens, ids, timestep, options=None):
         frames = len(latents[0])
         x = torch.cat([torch.cat([latent, image], 1) for latent, image in zip(latents, images, strict=True)])
         context = torch.cat([token.expand(frames, -1, -1) for token in tokens])
@@ -121,8 +121,8 @@ def run_unet():
             x,
             torch.full((len(x),), timestep),
             context,
-            adm.expand(len(x), -1),
-            transformer_options={"wrappers": model.wrappers},
+            adm.expand(len(x), -1).to(x),
+            transformer_options={**(options or {}), "wrappers": model.wrappers},
             num_video_frames=frames,
         )
 

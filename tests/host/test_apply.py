@@ -84,7 +84,9 @@ def test_a_second_extension_replaces_the_first(model, extension, predict):
     assert {len(patches) for patches in twice.patches.values()} == {1}
     assert len(twice.patches) == 480
     assert len(twice.get_additional_models()) == 1
-    assert len(twice.get_all_wrappers(WrappersMP.DIFFUSION_MODEL)) == 1
+    for place in ("PREPARE_SAMPLING", "PREDICT_NOISE", "CALC_COND_BATCH", "DIFFUSION_MODEL"):
+        wrappers = [model.get_all_wrappers(getattr(WrappersMP, place)) for model in (once, twice)]
+        assert len(wrappers[0]) == len(wrappers[1]) > 0
     none = host.apply_extension(once, extension, 0.0)
     assert not none.patches
     assert len(once.patches[KEY]) == 1

@@ -6,9 +6,7 @@ What takes minutes is marked `long` and left out of `make test`; `make parity` r
 import gc
 
 import comfy.clip_vision
-import comfy.model_detection
 import comfy.model_management
-import comfy.model_patcher
 import comfy.sd
 import psutil
 import pytest
@@ -18,6 +16,7 @@ from exvideo_pack.exvideo_core.svd import CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, 
 from exvideo_pack.exvideo_core.tiny import draw_checkpoint, draw_extension
 
 from dev import reference
+from dev.inside import svd_model
 
 IDS, TIMESTEP = (29, 127, 0.02), 0.4
 SEED, STEPS = 3, 5
@@ -92,17 +91,7 @@ def full_size():
 
 @pytest.fixture(scope="module")
 def base(full_size):
-    weights, _ = full_size
-    config = comfy.model_detection.model_config_from_unet(weights, UNET_PREFIX)
-    config.set_inference_dtype(torch.float32, None)
-    with torch.device("meta"):
-        model = config.get_model(weights, UNET_PREFIX)
-    # Both models share these tensors: there is room for one set.
-    unet = {key.removeprefix(UNET_PREFIX): tensor for key, tensor in weights.items()}
-    model.diffusion_model.load_state_dict(unet, assign=True)
-    with torch.device("cpu"):
-        model.model_sampling = comfy.model_base.model_sampling(config, comfy.model_base.ModelType.V_PREDICTION_EDM)
-    return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+    return svd_model(full_size[0], torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")

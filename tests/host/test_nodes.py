@@ -10,7 +10,7 @@ EXPECTED = {
     "ExVideoLoader": (["exvideo_name"], ["EXVIDEO"]),
     "ExVideoCheckpointLoader": (["ckpt_name", "exvideo_name"], ["MODEL", "CLIP_VISION", "VAE"]),
     "ExVideoInit": (["model", "num_frames"], ["EXVIDEO"]),
-    "ExVideoApply": (["model", "exvideo", "strength"], ["MODEL"]),
+    "ExVideoApply": (["model", "exvideo", "strength", "memory"], ["MODEL"]),
     "ExVideoConditioning": (
         [
             "clip_vision", "vae", "init_image", "width", "height", "num_frames", "motion_bucket_id", "fps",
