@@ -1,13 +1,14 @@
 # Everything is done by dev/ in Python; this only gives the commands short names.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: help demo test parity lint host clean
+.PHONY: help demo test parity bench lint host clean
 
 help:
 	@echo "make demo   a video from a picture, as the last line its path:"
 	@echo "            IMAGE=… FRAMES=128 SIZE=WxH STEPS=… SEED=… OUT=… PORT=…"
 	@echo "make test   lint, types and tests; ARGS=… goes to pytest, HOST=none leaves out ComfyUI"
 	@echo "make parity the comparison with the authors' code in full, about 45 minutes on 2 cores and 17 GiB of memory"
+	@echo "make bench  memory counted and passes timed, beside the authors' code; 17 GiB of memory"
 	@echo "make lint   ruff alone"
 	@echo "make host   only the environment: .venv and a ComfyUI"
 	@echo "make clean  remove all of that, and out/"
@@ -26,6 +27,10 @@ test:
 
 parity: host
 	@.venv/bin/python -P -m pytest -m "long or not long" tests/host/test_parity.py tests/host/test_full_size.py $(ARGS)
+
+bench: host
+	@.venv/bin/python -m benchmarks.counted
+	@.venv/bin/python -m benchmarks.unet $(ARGS)
 
 lint: host
 	@.venv/bin/python -m ruff check .

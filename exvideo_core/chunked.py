@@ -20,7 +20,7 @@ from .plan import chunks
 Affine = Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Weight and bias of a normalisation module as they act on a tensor, wherever and however they are stored."""
 
-# Working memory of each kind of layer, in maps of its own width: measured on fake tensors, rounded up.
+# Working memory of each kind of layer, in maps of its own width. Generous: a test counts that passes stay within.
 _RES_MAPS, _SPATIAL_MAPS, _CONV_MAPS, _TEMPORAL_MAPS = 6, 21, 4, 23
 
 
@@ -96,9 +96,10 @@ def _moments(work: Work, clip: torch.Tensor, groups: int) -> tuple[torch.Tensor,
         part = rearrange(clip[some], "t (g c) h w -> t g (c h w)", g=groups)
         # Frame by frame, so that the sums do not depend on the chunks.
         frames += [torch.var_mean(part.to(_precise(clip)), dim=2, correction=0)]
-    var, mean = (torch.cat(moments).double() for moments in zip(*frames, strict=True))
+    var, mean = (torch.cat(moments) for moments in zip(*frames, strict=True))
+    # Of parts of equal size: the mean of their variances, and the variance of their means.
     whole = mean.mean(0), var.mean(0) + mean.var(0, correction=0)
-    average, variance = (m.to(_precise(clip)).repeat_interleave(clip.shape[1] // groups) for m in whole)
+    average, variance = (moment.repeat_interleave(clip.shape[1] // groups) for moment in whole)
     return average, variance
 
 
