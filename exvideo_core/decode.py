@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 
-from .plan import blend_weights, overlapped_windows
+from .plan import Window, blend_weights, overlapped_windows
 
 Decoder = Callable[[torch.Tensor], torch.Tensor]
 """Latents [n, 4, h, w] of one window → frames [n, H, W, 3], on the scale the decoder speaks."""
@@ -54,3 +55,36 @@ def decode_windows(
         on_window(done, len(windows))
     assert blended is not None  # a plan has at least one window
     return blended
+
+
+def decode_tiles(
+    latents: torch.Tensor, decode: Decoder, rows: Sequence[Window], columns: Sequence[Window]
+) -> torch.Tensor:
+    """Decode a window in spatial tiles, blended linearly where they overlap; of one tile, just that.
+
+    Args:
+        latents: [n, 4, h, w].
+        decode: decodes one tile.
+        rows, columns: the tiles' extents in cells, all their combinations.
+
+    Returns:
+        [n, H, W, 3]; float32 where there are several tiles.
+    """
+    if len(rows) == len(columns) == 1:
+        return decode(latents)
+    blended = weights = torch.zeros(0)
+    for row, column in itertools.product(rows, columns):
+        tile = decode(latents[:, :, row.start : row.stop, column.start : column.stop]).float()
+        scale = tile.shape[1] // row.frames
+        height, width = scale * rows[-1].stop, scale * columns[-1].stop
+        if not len(blended):
+            blended, weights = (
+                tile.new_zeros(len(tile), height, width, tile.shape[-1]),
+                tile.new_zeros(height, width, 1),
+            )
+        down, across = (Window(scale * tiles.start, scale * tiles.stop) for tiles in (row, column))
+        weight = tile.new_tensor(blend_weights(down, height)).outer(tile.new_tensor(blend_weights(across, width)))
+        here = slice(down.start, down.stop), slice(across.start, across.stop)
+        blended[:, here[0], here[1]].add_(tile * weight[..., None])
+        weights[here].add_(weight[..., None])
+    return blended.div_(weights)

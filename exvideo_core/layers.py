@@ -7,8 +7,6 @@ before temporal attention. The rest of the layer, spatial part included, is the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from einops import rearrange, repeat
 from torch import nn
 
 from . import chunked
-from .extension import LAYERS, TRAINED_FRAMES, PositionWeights, new_position_weights
+from .extension import TRAINED_FRAMES, PositionWeights, new_position_weights
 from .types import ExVideoError
 
 FRAME_NUMBERS = "exvideo_frame_numbers"
@@ -132,7 +130,7 @@ def extended_res_block(
     """The host's `VideoResBlock`, in chunks; marked single images go through the host's own."""
     if image_only_indicator is not None:
         if work.pending:
-            x, work.pending = torch.cat(work.pending, 1), []
+            x, work.pending = torch.cat([part[:] for part in work.pending], 1), []
         return type(layer).forward(layer, x, emb, num_video_frames, image_only_indicator)
     return chunked.res_block(work, layer, x, emb, num_video_frames)
 
@@ -188,74 +186,3 @@ def extended_forward(
     mixed = layer.time_mixer(x_spatial=spatial, x_temporal=temporal, image_only_indicator=image_only_indicator)
     # In SVD's order, whose first operand gives the sum its memory layout: convolutions further on round by it.
     return rearrange(layer.proj_out(mixed), "bt (h w) c -> bt c h w", h=height) + x
-
-
-ATTENTION_PATCHES = {"attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch", "middle_patch"}
-"""What others may have put into the host's transformer blocks, which then must run as they are."""
-
-
-def extended_unet(
-    positions: PositionLayers, work: Callable[[torch.Tensor], chunked.Work], executor: Any, *args: Any, **kwargs: Any
-) -> Any:
-    """Run the host's UNet with its layers going through `chunked`, the 16 transformers extended.
-
-    A wrapper in the host's sense: `executor.class_obj` is the live UNet, and calling the executor goes on. The
-    UNet is as before when this returns, also by an exception.
-
-    Args:
-        positions: the new parts of the 16 layers.
-        work: how much of a pass over these latents may be done at once.
-        executor, args, kwargs: the host's.
-    """
-    unet = executor.class_obj
-    frames = kwargs.get("num_video_frames") or unet.default_num_video_frames
-    # The host hands on its options by position or by name, as its version likes.
-    options = next((v for v in (*args, *kwargs.values()) if isinstance(v, dict) and "wrappers" in v), {})
-    rows = options.get(FRAME_NUMBERS, range(frames))
-    check_length(max(rows) + 1, positions.num_frames)
-    if positions.change_nothing_on(rows):
-        return executor(*args, **kwargs)
-
-    doing = work(args[0])
-    patches = options.get("patches", {})
-    plain = kwargs.get("image_only_indicator") is not None or any(options.get("patches_replace", {}).values())
-    plain = plain or not ATTENTION_PATCHES.isdisjoint(patches)
-
-    def keep_apart(h: torch.Tensor, skip: torch.Tensor, _options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        doing.pending = [h, skip]
-        return h[:, :0], skip[:, :0]
-
-    # Last of the patches, so that the others see the tensors that they expect.
-    ours = {
-        **options,
-        "patches": {**patches, "output_block_patch": [*patches.get("output_block_patch", ()), keep_apart]},
-    }
-
-    args = tuple(ours if value is options else value for value in args)
-    kwargs = {name: ours if value is options else value for name, value in kwargs.items()}
-    with routed(unet, positions, doing, plain):
-        return executor(*args, **kwargs)
-
-
-@contextmanager
-def routed(unet: Any, positions: PositionLayers, work: chunked.Work, plain: bool) -> Iterator[None]:
-    """Lead the UNet's layers through our forward passes, and leave nothing behind."""
-    # The layers are looked up anew at each call: hooks may have swapped the model since it was patched.
-    routes: dict[Any, Callable[..., torch.Tensor]] = {}
-    for layer, position in zip((unet.get_submodule(path) for path in LAYERS.values()), positions, strict=True):
-        routes[layer] = partial(extended_forward, layer, position, None if plain else work)
-    for layer in (layer for block in (*unet.input_blocks, unet.middle_block, *unet.output_blocks) for layer in block):
-        if hasattr(layer, "time_stack") and layer not in routes:
-            routes[layer] = partial(extended_res_block, layer, work)
-        elif type(layer).__name__ == "Upsample":
-            routes[layer] = partial(chunked.upsample, work, layer)
-    before = {layer: vars(layer).get("forward") for layer in routes}
-    try:
-        for layer, forward in routes.items():
-            layer.forward = forward
-        yield
-    finally:
-        for layer, forward in before.items():
-            vars(layer).pop("forward", None)
-            if forward is not None:
-                layer.forward = forward

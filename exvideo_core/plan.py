@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from .types import ExVideoError
@@ -71,74 +70,3 @@ def window_positions(frames: Sequence[int], clip: int, num_frames: int, leads_in
     if clip <= num_frames:
         return list(frames)
     return [max(i - leads_in, 0) for i in range(len(frames))]
-
-
-def chunks(count: int, bytes_each: int, budget: int | None, halo: int = 0) -> list[slice]:
-    """Cut work on `count` entries so that a part stays within a budget; the parts differ by one entry at most.
-
-    Args:
-        count: entries, ≥ 1.
-        bytes_each: working memory that one entry takes.
-        budget: bytes for a part at once; None for no limit. At least one entry is worked on.
-        halo: entries that a part needs beside its own.
-
-    Returns:
-        Slices in order, which cover 0 … count − 1.
-    """
-    largest = count if budget is None else max(budget // max(bytes_each, 1) - halo, 1)
-    parts = -(-count // largest)
-    ends = [count * part // parts for part in range(parts + 1)]
-    return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
-
-
-MIB = 2**20
-BUDGETS: Mapping[str, tuple[int, int]] = {
-    "auto": (64 * MIB, 2048 * MIB),
-    "fast": (2048 * MIB, 8192 * MIB),
-    "balanced": (512 * MIB, 512 * MIB),
-    "low": (64 * MIB, 64 * MIB),
-}
-"""Least and greatest working memory, in bytes, of each way to go about a pass."""
-CPU_BUDGET = 64 * MIB
-"""What a processor's caches like best: more is slower there."""
-HELD_MAPS = 6
-"""Maps of the UNet's first width that a pass has to hold at its worst, the end of the last level: the two skips still
-to come, the three maps' width that go into a ResNet block, and the one that comes out."""
-
-
-def held_bytes(frames: int, height: int, width: int, channels: int, element: int) -> int:
-    """Bytes that one pass of the UNet over a clip holds at least, beside its weights.
-
-    Args:
-        frames: of all videos in the batch.
-        height, width: of the latents.
-        channels: of the UNet's first level, 320 for SVD.
-        element: bytes of a number.
-    """
-    return HELD_MAPS * channels * frames * height * width * element
-
-
-def check_setting(memory: str) -> tuple[int, int]:
-    """The entry of `BUDGETS` of this name; ExVideoError lists the names there are."""
-    if memory not in BUDGETS:
-        raise ExVideoError(f"There is no memory setting {memory}: choose {', '.join(BUDGETS)}.")
-    return BUDGETS[memory]
-
-
-def working_budget(memory: str, held: int, free: int, on_cpu: bool = False) -> int:
-    """Bytes that a pass may take beside what it holds, within what is free.
-
-    Args:
-        memory: a name in `BUDGETS`.
-        held: see `held_bytes`.
-        free: bytes that the device has, weights apart.
-        on_cpu: the device is the processor itself.
-
-    Raises:
-        ExVideoError: no such name.
-    """
-    least, most = check_setting(memory)
-    if on_cpu and memory == "auto":
-        return CPU_BUDGET
-    # A tenth stays for what kernels allocate themselves, and for what fragmentation takes.
-    return max(least, min(most, free * 9 // 10 - held))

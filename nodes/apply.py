@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..exvideo_core import host
+from ..exvideo_core.budget import BUDGETS
 from ..exvideo_core.extension import Extension, new_extension
-from ..exvideo_core.plan import BUDGETS
 from .schema import MAX_FRAMES, ExVideo, advanced, schema
 
 

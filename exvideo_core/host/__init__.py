@@ -1,6 +1,7 @@
 """The seam: everything the core needs of ComfyUI, and the only module of the core that imports it."""
 
 from .checkpoint import load_svd
+from .decoder import frame_decoder
 from .files import (
     MODEL_FOLDER,
     graph_metadata,
@@ -12,7 +13,7 @@ from .files import (
     require_version,
 )
 from .patch import apply_extension, base_weights, require_svd
-from .running import encode_clip, encode_frames, frame_decoder, sample_euler
+from .running import encode_clip, encode_frames, sample_euler
 
 __all__ = [
     "MODEL_FOLDER",

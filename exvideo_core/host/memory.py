@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,8 @@ import comfy.model_management
 import comfy.ops
 import torch
 
+from ..budget import MIB, Pass, plan_pass
 from ..chunked import Work
-from ..plan import BUDGETS, MIB, held_bytes, working_budget
 
 log = logging.getLogger(__name__)
 OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
@@ -28,9 +29,9 @@ class Memory:
     """How the passes of one extended model go about memory.
 
     Attributes:
-        setting: a name in `plan.BUDGETS`.
+        setting: a name in `budget.BUDGETS`.
         channels: of the UNet's first level.
-        most: bytes of working memory that have proved too many are above this; None before anything ran out.
+        most: bytes of working memory above which memory has run out; None before it ever did.
     """
 
     setting: str
@@ -38,13 +39,19 @@ class Memory:
     most: int | None = None
 
     def __call__(self, x: torch.Tensor) -> Work:
-        """How much may be done at once in a pass over latents [videos · frames, C, H, W]."""
-        frames, _, height, width = x.shape
+        """How a pass over latents [videos · frames, C, H, W] is to be done."""
         on_cpu = comfy.model_management.is_device_cpu(x.device)
-        held = held_bytes(frames, height, width, self.channels, x.element_size())
         free = 0 if on_cpu else int(comfy.model_management.get_free_memory(x.device))
-        budget = working_budget(self.setting, held, free, on_cpu)
-        return Work(budget if self.most is None else min(budget, self.most), affine)
+        plan = self._plan(x.shape, x.element_size(), x.device, free)
+        if self.most is None:
+            return Work(plan.budget, affine, plan.park)
+        return Work(min(plan.budget, self.most), affine, _has_its_own_memory(x.device))
+
+    def _plan(self, shape: Sequence[int], element: int, device: torch.device, free: int) -> Pass:
+        frames, _, height, width = shape
+        one_map = self.channels * frames * height * width * element
+        on_cpu = comfy.model_management.is_device_cpu(device)
+        return plan_pass(self.setting, one_map, free, _has_its_own_memory(device), on_cpu)
 
     def retrying(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a pass of the UNet; where memory runs out, run it again in smaller chunks.
@@ -73,12 +80,21 @@ class Memory:
         A wrapper around the host's preparation. It reckons by the number of images; so it is told of as many as take
         what a pass takes by its reckoning.
         """
-        frames, _, height, width = noise_shape
+        handler = model.model_options.get("context_handler")
+        frames = min(noise_shape[0], getattr(handler, "context_length", noise_shape[0]))
         dtype = model.model.manual_cast_dtype or model.model.get_dtype()
-        needed = held_bytes(frames, height, width, self.channels, dtype.itemsize) + BUDGETS[self.setting][0]
+        device = model.load_device
+        weights = model.model_size() + sum(part.model_size() for part in model.get_nested_additional_models())
+        free = int(comfy.model_management.get_total_memory(device)) - weights
+        needed = self._plan([frames, *noise_shape[1:]], dtype.itemsize, device, free).needed
         one = max(model.model.memory_required([1, *noise_shape[1:]]), 1)
         images = max(1, min(frames, -(-needed // int(one))))
         return executor(model, [images, *noise_shape[1:]], *args, **kwargs)
+
+
+def _has_its_own_memory(device: torch.device) -> bool:
+    """Whether main memory is another than the device's."""
+    return device.type not in ("cpu", "mps")
 
 
 def _copied(value: Any) -> Any:

@@ -13,10 +13,11 @@ import comfy.ops
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ..budget import check_setting
 from ..extension import Extension
-from ..layers import PositionLayers, extended_unet
-from ..plan import check_setting
+from ..layers import PositionLayers
 from ..types import ExVideoError
+from ..unet import extended_unet
 from .memory import Memory
 from .windows import one_noise_level, window_conditions
 
@@ -60,11 +61,11 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
     Args:
         model: MODEL, untouched; an extension applied to it earlier is replaced in the clone.
         extension: of the same width.
-        memory: how much working memory a pass may take, a name in `plan.BUDGETS`.
         strength: 1 is the extension, 0 the base with bounced positions; between, all weights blend linearly.
+        memory: how much working memory a pass may take, a name in `budget.BUDGETS`.
 
     Raises:
-        ExVideoError: not an SVD model, or one of another width.
+        ExVideoError: not an SVD model, one of another width, or no such setting of memory.
     """
     require_svd(model)
     check_setting(memory)

@@ -36,19 +36,6 @@ def encode_frames(vae: Any, frames: torch.Tensor, at_once: int = 8) -> torch.Ten
     return torch.cat(latents)
 
 
-def frame_decoder(vae: Any, latents: torch.Tensor, window: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A decoder of windows of this clip: latents [n, 4, h, w] → unclipped frames [n, H, W, 3] of the VAE's scale."""
-    one_frame = vae.memory_used_decode((1, *latents.shape[1:]), vae.vae_dtype)
-    needed = one_frame * min(window, len(latents))
-    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
-
-    def decode(some: torch.Tensor) -> torch.Tensor:
-        frames = vae.first_stage_model.decode(some.to(vae.device, vae.vae_dtype))
-        return frames.to(vae.output_device).movedim(1, -1)
-
-    return decode
-
-
 def sample_euler(
     model: Any,
     positive: Any,

@@ -37,9 +37,11 @@ def window_conditions(
     timestep = timestep.expand(len(x))
     window = options.get("transformer_options", {}).get("context_window")
     frames = [] if window is None else list(window.index_list)
-    leads_in = (getattr(window, "causal_anchor_index", None) or -1) >= 0
+    # The frame before the window, of later versions; none, or a negative one, is none.
+    anchor = getattr(window, "causal_anchor_index", None)
+    leads_in = anchor is not None and anchor >= 0
     if leads_in:
-        frames = [window.causal_anchor_index, *frames]
+        frames = [anchor, *frames]
     if not frames or len(frames) != len(x):
         return _apart(positions, range(len(x)), executor, model, conds, x, timestep, options, *args)
 

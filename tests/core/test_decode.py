@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from exvideo_core.decode import decode_windows
+from exvideo_core.decode import decode_tiles, decode_windows
+from exvideo_core.plan import overlapped_windows
 from exvideo_core.types import ExVideoError
 
 
@@ -39,3 +40,24 @@ def test_progress_counts_windows_and_may_stop():
 def test_no_frames_are_refused():
     with pytest.raises(ExVideoError, match="no frames"):
         decode_windows(torch.zeros(0, 4, 1, 1), upscale)
+
+
+@pytest.mark.parametrize(("height", "width", "tile", "overlap"), [(20, 30, 12, 8), (9, 7, 9, 2), (16, 16, 10, 1)])
+def test_tiles_blend_to_the_whole(height, width, tile, overlap):
+    latents = torch.randn(3, 4, height, width)
+    rows, columns = (overlapped_windows(n, tile, overlap) for n in (height, width))
+    torch.testing.assert_close(decode_tiles(latents, upscale, rows, columns), upscale(latents))
+
+
+def test_tiles_cross_over_pixel_by_pixel():
+    # A decoder that knows only which tile it is in: columns 4 … 7 go from tile 0 to tile 1, 8 pixels a column.
+    calls = iter(range(2))
+
+    def decode(tile):
+        return torch.full((1, 8 * tile.shape[2], 8 * tile.shape[3], 3), float(next(calls)))
+
+    rows, columns = overlapped_windows(8, 8, 4), overlapped_windows(12, 8, 4)
+    line = decode_tiles(torch.zeros(1, 4, 8, 12), decode, rows, columns)[0, 30, :, 0]
+    assert not line[:32].any()
+    torch.testing.assert_close(line[32:64], torch.arange(1, 33) / 33)
+    assert line[64:].eq(1).all()

@@ -5,8 +5,9 @@ from torch import nn
 
 from exvideo_core.chunked import Work
 from exvideo_core.extension import PositionWeights, new_position_weights, position_ids, sinusoid
-from exvideo_core.layers import PositionLayer, PositionLayers, check_length, extended_unet, pad_mirrored
+from exvideo_core.layers import PositionLayer, PositionLayers, check_length, pad_mirrored
 from exvideo_core.types import ExVideoError
+from exvideo_core.unet import extended_unet
 
 
 def test_padding_mirrors_or_repeats_a_single_cell():
@@ -60,6 +61,7 @@ def test_layers_are_as_before_even_after_an_exception():
         def __init__(self):
             self.layers = {}
             self.input_blocks = self.middle_block = self.output_blocks = ()
+            self.out = self.layers["out"] = nn.Sequential()
 
         def get_submodule(self, path):
             return self.layers.setdefault(path, nn.Identity())
@@ -76,7 +78,7 @@ def test_layers_are_as_before_even_after_an_exception():
         extended_unet(
             PositionLayers(weights), lambda x: Work(), Executor(), torch.zeros(4, 8, 2, 2), num_video_frames=4
         )
-    assert len(Executor.class_obj.layers) == 16
+    assert len(Executor.class_obj.layers) == 17
     assert not any("forward" in vars(layer) for layer in Executor.class_obj.layers.values())
 
 

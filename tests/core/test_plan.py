@@ -2,16 +2,7 @@ import itertools
 
 import pytest
 
-from exvideo_core.plan import (
-    MIB,
-    Window,
-    blend_weights,
-    chunks,
-    held_bytes,
-    overlapped_windows,
-    window_positions,
-    working_budget,
-)
+from exvideo_core.plan import Window, blend_weights, overlapped_windows, window_positions
 from exvideo_core.types import ExVideoError
 
 
@@ -50,46 +41,9 @@ def test_impossible_plans_are_refused(frames, window, overlap, told):
         overlapped_windows(frames, window, overlap)
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 128])
-@pytest.mark.parametrize("budget", [None, 0, 10, 35, 100, 10_000])
-@pytest.mark.parametrize("halo", [0, 2])
-def test_chunks_cover_all_and_stay_within_the_budget(count, budget, halo):
-    parts = chunks(count, 10, budget, halo)
-    assert [i for part in parts for i in range(count)[part]] == list(range(count))
-    sizes = [part.stop - part.start for part in parts]
-    assert max(sizes) - min(sizes) <= 1
-    if budget is None:
-        assert sizes == [count]
-    else:
-        assert all(size == 1 or (size + halo) * 10 <= budget for size in sizes)
-
-
 def test_windows_keep_their_place_or_start_anew():
     assert window_positions([5, 6, 7], 8, 8) == [5, 6, 7]
     assert window_positions([6, 7, 0], 8, 8) == [6, 7, 0]
     assert window_positions([5, 6, 7], 9, 8) == [0, 1, 2]
     assert window_positions([4, 5, 6, 7], 9, 8, leads_in=True) == [0, 0, 1, 2]
     assert window_positions([4, 5, 6, 7], 8, 8, leads_in=True) == [4, 5, 6, 7]
-
-
-@pytest.mark.parametrize("gib", [6, 8, 12, 16, 24, 80])
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (72, 128), (128, 128)])
-def test_a_pass_fits_what_is_free(gib, height, width):
-    """128 frames in half precision, beside 3.5 GiB of weights."""
-    free = int((gib - 3.5) * 2**30)
-    held = held_bytes(128, height, width, 320, 2)
-    budget = working_budget("auto", held, free)
-    assert budget >= 64 * MIB
-    fits = held + 64 * MIB <= free * 9 // 10
-    assert fits == (held + budget <= free * 9 // 10)
-    # What cannot be made to fit by chunks: the largest sizes on the smallest cards.
-    assert fits == (held / 2**30 + 0.0625 <= 0.9 * (gib - 3.5))
-
-
-def test_settings_of_memory():
-    assert working_budget("low", 0, 80 * 2**30) == 64 * MIB
-    assert working_budget("balanced", 0, 80 * 2**30) == 512 * MIB
-    assert working_budget("fast", 0, 80 * 2**30) > working_budget("auto", 0, 80 * 2**30) == 2048 * MIB
-    assert working_budget("auto", 0, 80 * 2**30, on_cpu=True) == 64 * MIB
-    with pytest.raises(ExVideoError, match="choose auto, fast, balanced, low"):
-        working_budget("huge", 0, 0)

@@ -1,12 +1,17 @@
 """The host's context windows on the extended model, with the host's own node and its defaults."""
 
+import inspect
+
 import pytest
 import torch
+from comfy.conds import CONDNoiseShape
+from comfy.context_windows import IndexListContextWindow
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.extension import TABLE, Extension
-from exvideo_pack.exvideo_core.layers import FRAME_NUMBERS
+from exvideo_pack.exvideo_core.host.windows import window_conditions
+from exvideo_pack.exvideo_core.layers import FRAME_NUMBERS, PositionLayers
 
 LENGTH, OVERLAP = 16, 4
 
@@ -106,3 +111,28 @@ def test_a_window_beyond_the_extension_is_told(loaded, extension, run, condition
     model = windowed(host.apply_extension(loaded[0], shorter(extension, 10)))
     with pytest.raises(ExVideoError, match="reaches 10 frames, but the latent has 16"):
         run("ExVideoSampler", model=model, **conditions)
+
+
+@pytest.mark.parametrize("anchor", [None, -1, 0, 3])
+def test_the_frame_before_a_window_is_counted(loaded, extension, anchor):
+    """Later hosts put one frame before a window, which may be the clip's first."""
+    counted = "total_frames" in inspect.signature(IndexListContextWindow).parameters
+    window = IndexListContextWindow(list(range(4, 10)), **({"total_frames": 40} if counted else {}))
+    window.causal_anchor_index = anchor
+    expected = [*([anchor] if anchor in (0, 3) else []), *range(4, 10)]
+    images = torch.arange(40.0).view(40, 1, 1, 1).expand(40, 4, 8, 8)
+    conds = [[{"model_conds": {"c_concat": CONDNoiseShape(images)}}], None]
+    x = torch.zeros(len(expected), 4, 8, 8)
+    seen = []
+
+    def predict(model, conds, x, timestep, options):
+        seen.append((conds, timestep, options["transformer_options"][FRAME_NUMBERS]))
+        return [x, x]
+
+    positions = PositionLayers(extension.position_weights())
+    options = {"transformer_options": {"context_window": window}}
+    window_conditions(positions, predict, loaded[0], conds, x, torch.ones(1), options)
+    conds, timestep, rows = seen[0]
+    assert rows == expected
+    assert conds[0][0]["model_conds"]["c_concat"].cond[:, 0, 0, 0].tolist() == expected
+    assert len(timestep) == len(x)

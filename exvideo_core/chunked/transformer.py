@@ -1,0 +1,112 @@
+"""The UNet's spatio-temporal transformers, extended, written over their input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+
+from .work import Work
+
+# Working memory in maps of the layer's own width. Generous: a test counts that passes stay within.
+_SPATIAL_MAPS, _CONV_MAPS, _TEMPORAL_MAPS = 21, 4, 23
+
+
+def transformer(
+    work: Work,
+    layer: Any,
+    position: Any,
+    rows: Sequence[int],
+    x: torch.Tensor,
+    context: torch.Tensor,
+    time_context: torch.Tensor | None,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """One extended spatio-temporal transformer, written over its input.
+
+    Args:
+        layer: the host's `SpatialVideoTransformer`.
+        position: this layer's `PositionLayer`.
+        rows: of the position table, one a frame.
+        x: [videos · frames, C, H, W]; overwritten.
+        context: image tokens, [videos · frames, 1, D].
+        time_context: tokens for the temporal block, where they differ.
+        options: the host's `transformer_options`.
+    """
+    frames, (height, width) = len(rows), x.shape[2:]
+    (spatial_block,), (temporal_block,) = layer.transformer_blocks, layer.time_stack
+    x = x.contiguous()
+    tokens_of_x = x.flatten(2).transpose(1, 2)  # a view, so that adding to it adds to x
+    spatial = x.new_empty(tokens_of_x.shape)
+    said = _said(spatial_block, context)
+    for some in work.over(len(x), _SPATIAL_MAPS, x[0]):
+        tokens = layer.proj_in(rearrange(layer.norm(x[some]), "t c h w -> t (h w) c"))
+        spatial[some] = _block(spatial_block, tokens, said[some], options)
+
+    said = _said(temporal_block, (context if time_context is None else time_context)[::frames])
+    embedded = position.embedded(rows, x, layer.time_pos_embed)
+    for video, start in enumerate(range(0, len(x), frames)):
+        clip, out = spatial[start : start + frames], tokens_of_x[start : start + frames]
+        volume = rearrange(clip, "t (h w) c -> t h w c", h=height)
+        for band in work.over(height, _CONV_MAPS, volume[:, 0], halo=2):
+            temporal = _positioned(position, volume, embedded, band)
+            for some in work.over(temporal.shape[1], _TEMPORAL_MAPS, clip[:, 0]):
+                # [positions, frames, C]: a copy of the part, which then may be written over.
+                tokens = temporal[:, some].transpose(0, 1).contiguous()
+                tokens = _block(temporal_block, tokens, said[video], options)
+                cells = slice(band.start * width + some.start, band.start * width + some.stop)
+                mixed = layer.time_mixer(x_spatial=clip[:, cells], x_temporal=tokens.transpose(0, 1))
+                out[:, cells] += layer.proj_out(mixed)
+    return x
+
+
+def _positioned(position: Any, clip: torch.Tensor, embedded: torch.Tensor, band: slice) -> torch.Tensor:
+    """Some rows of a clip with positions added and neighbours mixed by the 3-D convolution.
+
+    Args:
+        clip: [T, H, W, C].
+        embedded: positions, [T, C].
+        band: which rows.
+
+    Returns:
+        [T, rows · W, C].
+    """
+    frames, height, width, channels = clip.shape
+    above, below = max(band.start - 1, 0), min(band.stop + 1, height)
+    # With one cell more on each side, into which the inside is written without a copy on the way.
+    padded = clip.new_empty(frames + 2, band.stop - band.start + 2, width + 2, channels)
+    first = above - band.start + 1
+    inside = padded[1:-1, first : first + below - above, 1:-1]
+    torch.add(clip[:, above:below], embedded[:, None, None], out=inside)
+    _mirror(padded[1:-1, :, 1:-1], 1, height, band.start == 0, band.stop == height)
+    _mirror(padded[1:-1], 2, width)
+    _mirror(padded, 0, frames)
+    mixed = position.conv(rearrange(padded, "t h w c -> 1 c t h w"))
+    return rearrange(mixed, "1 c t h w -> t (h w) c")
+
+
+def _mirror(padded: torch.Tensor, axis: int, length: int, first: bool = True, last: bool = True) -> None:
+    """Fill the cells before the first and after the last of an axis: with their mirror image, or with the only cell."""
+    near = 2 if length > 1 else 1
+    if first:
+        padded.select(axis, 0).copy_(padded.select(axis, near))
+    if last:
+        padded.select(axis, -1).copy_(padded.select(axis, -1 - near))
+
+
+def _said(block: Any, token: torch.Tensor) -> torch.Tensor:
+    """What cross-attention says of a single token, whatever is asked: softmax over one key is 1."""
+    said: torch.Tensor = block.attn2.to_out(block.attn2.to_v(token))
+    return said
+
+
+def _block(block: Any, x: torch.Tensor, said: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    """The host's transformer block on [n, tokens, C], written over x; `said` is its cross-attention."""
+    if block.ff_in:
+        x += block.ff_in(block.norm_in(x))
+    x += block.attn1(block.norm1(x), transformer_options=options)
+    x += said
+    x += block.ff(block.norm3(x))
+    return x

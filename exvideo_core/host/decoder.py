@@ -1,0 +1,81 @@
+"""SVD's temporal decoder on the host's autoencoder, within the memory that there is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.ldm.modules.temporal_ae import VideoDecoder
+
+from ..budget import BUDGETS, CPU_BUDGET, Decoding, plan_decoding, smaller_decoding
+from ..chunked import Work, decode
+from ..decode import Decoder, decode_tiles
+from .memory import OUT_OF_MEMORY, affine
+
+log = logging.getLogger(__name__)
+
+
+def frame_decoder(vae: Any, latents: torch.Tensor, window: int) -> Decoder:
+    """A decoder of windows of this clip: latents [n, 4, h, w] → unclipped frames [n, H, W, 3] of the VAE's scale.
+
+    SVD's own decoder works in chunks, with the same result; any other as the host has it.
+    """
+    frames = min(window, len(latents))
+    decoder = getattr(vae.first_stage_model, "decoder", None)
+    if not isinstance(decoder, VideoDecoder) or decoder.time_mode != "conv-only":
+        one_frame = vae.memory_used_decode((1, *latents.shape[1:]), vae.vae_dtype)
+        comfy.model_management.load_models_gpu([vae.patcher], memory_required=one_frame * frames)
+        return _of_vae(vae, vae.first_stage_model.decode)
+
+    def plan(free: float) -> Decoding:
+        height, width = latents.shape[2:]
+        one_cell = decoder.conv_out.in_channels * vae.spacial_compression_decode() ** 2 * vae.vae_dtype.itemsize
+        most = CPU_BUDGET if comfy.model_management.is_device_cpu(vae.device) else BUDGETS["auto"][1]
+        return plan_decoding(frames, height, width, one_cell, int(free), most)
+
+    weights = vae.patcher.model_size()
+    needed = plan(comfy.model_management.get_total_memory(vae.device) - weights).needed
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
+    return _InChunks(vae, decoder, plan(comfy.model_management.get_free_memory(vae.device)))
+
+
+class _InChunks:
+    """A decoder of windows that takes smaller chunks, and in the end tiles, when memory runs out."""
+
+    def __init__(self, vae: Any, decoder: Any, plan: Decoding):
+        self._plan = plan
+        self._window = _of_vae(vae, lambda latents: decode(Work(self._plan.budget, affine), decoder, latents))
+        self._say_tiles()
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        while True:
+            try:
+                return decode_tiles(latents, self._window, self._plan.rows, self._plan.columns)
+            except OUT_OF_MEMORY:
+                before, self._plan = self._plan, smaller_decoding(self._plan)
+                if self._plan == before:
+                    raise
+            comfy.model_management.soft_empty_cache()
+            log.warning("ExVideo Decode ran out of memory and goes on in smaller chunks.")
+            if self._plan[1:] != before[1:]:
+                self._say_tiles()
+
+    def _say_tiles(self) -> None:
+        tiles = len(self._plan.rows) * len(self._plan.columns)
+        if tiles > 1:
+            log.warning(
+                "ExVideo Decode: memory is too short to decode whole frames, so they are decoded in %d blended tiles, "
+                "which may differ a little in colour. A smaller window takes less memory.",
+                tiles,
+            )
+
+
+def _of_vae(vae: Any, run: Callable[[torch.Tensor], torch.Tensor]) -> Decoder:
+    def decode_window(latents: torch.Tensor) -> torch.Tensor:
+        frames = run(latents.to(vae.device, vae.vae_dtype))
+        return frames.to(vae.output_device).movedim(1, -1)
+
+    return decode_window
