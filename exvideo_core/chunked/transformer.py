@@ -76,7 +76,12 @@ def _positioned(position: Any, clip: torch.Tensor, embedded: torch.Tensor, band:
     frames, height, width, channels = clip.shape
     above, below = max(band.start - 1, 0), min(band.stop + 1, height)
     # With one cell more on each side, into which the inside is written without a copy on the way.
-    padded = clip.new_empty(frames + 2, band.stop - band.start + 2, width + 2, channels)
+    shape = frames + 2, band.stop - band.start + 2, width + 2
+    if clip.device.type == "cpu":
+        # The layout that a processor's convolution reads best; in the other it would lay out its weights anew.
+        padded = clip.new_empty(channels, *shape).permute(1, 2, 3, 0)
+    else:
+        padded = clip.new_empty(*shape, channels)
     first = above - band.start + 1
     inside = padded[1:-1, first : first + below - above, 1:-1]
     torch.add(clip[:, above:below], embedded[:, None, None], out=inside)

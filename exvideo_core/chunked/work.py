@@ -31,17 +31,21 @@ class Work:
         budget: bytes of working memory beside the maps that a layer has to hold; None works on all at once.
         affine: see `Affine`.
         park: keep skip connections in main memory until they are needed.
+        check: called before each chunk; raises to end the pass there.
         pending: inputs of the next ResNet block, kept apart instead of concatenated along their channels.
     """
 
     budget: int | None = None
     affine: Affine = lambda module, x: (module.weight, module.bias)
     park: bool = False
+    check: Callable[[], None] = lambda: None
     pending: list[Source] = field(default_factory=list)
 
     def over(self, count: int, maps: float, one: torch.Tensor, halo: int = 0) -> Iterator[slice]:
         """Slices of `count` entries, each of which takes `maps` times the bytes of `one`."""
-        yield from chunks(count, round(maps * one.numel() * one.element_size()), self.budget, halo)
+        for part in chunks(count, round(maps * one.numel() * one.element_size()), self.budget, halo):
+            self.check()
+            yield part
 
 
 class Parked:

@@ -11,9 +11,9 @@ import torch
 from comfy.ldm.modules.temporal_ae import VideoDecoder
 
 from ..budget import BUDGETS, CPU_BUDGET, Decoding, plan_decoding, smaller_decoding
-from ..chunked import Work, decode
+from ..chunked import decode
 from ..decode import Decoder, decode_tiles
-from .memory import OUT_OF_MEMORY, affine
+from .memory import OUT_OF_MEMORY, work
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class _InChunks:
 
     def __init__(self, vae: Any, decoder: Any, plan: Decoding):
         self._plan = plan
-        self._window = _of_vae(vae, lambda latents: decode(Work(self._plan.budget, affine), decoder, latents))
+        self._window = _of_vae(vae, lambda latents: decode(work(self._plan.budget), decoder, latents))
         self._say_tiles()
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:

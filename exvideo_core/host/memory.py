@@ -24,6 +24,11 @@ def affine(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return weight, bias
 
 
+def work(budget: int, park: bool = False) -> Work:
+    """Work on the host's modules, which an interrupt ends before the next chunk."""
+    return Work(budget, affine, park, comfy.model_management.throw_exception_if_processing_interrupted)
+
+
 @dataclass
 class Memory:
     """How the passes of one extended model go about memory.
@@ -44,8 +49,8 @@ class Memory:
         free = 0 if on_cpu else int(comfy.model_management.get_free_memory(x.device))
         plan = self._plan(x.shape, x.element_size(), x.device, free)
         if self.most is None:
-            return Work(plan.budget, affine, plan.park)
-        return Work(min(plan.budget, self.most), affine, _has_its_own_memory(x.device))
+            return work(plan.budget, plan.park)
+        return work(min(plan.budget, self.most), _has_its_own_memory(x.device))
 
     def _plan(self, shape: Sequence[int], element: int, device: torch.device, free: int) -> Pass:
         frames, _, height, width = shape

@@ -95,11 +95,13 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
     positions = PositionLayers(extension.position_weights(strength), comfy.ops.manual_cast)
     clone.set_additional_models(KEY, [ModelPatcher(positions, model.load_device, model.offload_device)])
     doing = Memory(memory, model.model.model_config.unet_config["model_channels"])
+    # A compiler would not see where layers are led while it traces the UNet, so this part stays as it is.
+    uncompiled: Callable[..., Any] = torch.compiler.disable(doing.retrying)  # type: ignore[no-untyped-call]
     ours: dict[str, list[Callable[..., Any]]] = {
         WrappersMP.PREPARE_SAMPLING: [doing.prepared],
         WrappersMP.PREDICT_NOISE: [one_noise_level],
         WrappersMP.CALC_COND_BATCH: [partial(window_conditions, positions)],
-        WrappersMP.DIFFUSION_MODEL: [doing.retrying, partial(extended_unet, positions, doing)],
+        WrappersMP.DIFFUSION_MODEL: [uncompiled, partial(extended_unet, positions, doing)],
     }
     for place, wrappers in ours.items():
         clone.remove_wrappers_with_key(place, KEY)

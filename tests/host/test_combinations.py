@@ -11,6 +11,7 @@ import comfy.sd
 import numpy as np
 import pytest
 import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_custom_sampler import (
     CFGGuider,
     KSamplerSelect,
@@ -369,3 +370,12 @@ def test_applying_copies_nothing(model, extension):
     ours = [tensor for weights in extension.position_weights() for tensor in weights]
     for parameter, tensor in zip(positions.model.parameters(), ours, strict=True):
         assert parameter.data_ptr() == tensor.data_ptr()
+
+
+def test_a_compiled_model_predicts_the_same(loaded, extension, predict):
+    """By the host's own way to compile. A compiler that traced past our layers would fail, or predict as SVD does."""
+    extended = host.apply_extension(loaded[0], extension)
+    compiled = extended.clone()
+    set_torch_compile_wrapper(model=compiled, backend="eager")
+    for _ in range(2):
+        assert torch.equal(predict(compiled, 30), predict(extended, 30))

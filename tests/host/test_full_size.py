@@ -25,17 +25,6 @@ pytestmark = pytest.mark.slow
 long = pytest.mark.long
 
 
-class Only(SVDLayout):
-    """One part of the checkpoint: there is no room for the others beside it."""
-
-    def __init__(self, prefix):
-        super().__init__()
-        object.__setattr__(self, "prefix", prefix)
-
-    def tensors(self):
-        return {key: shape for key, shape in super().tensors().items() if key.startswith(self.prefix)}
-
-
 def draw(prefix, gib):
     """Random weights of one part, or a skipped test where memory is short."""
     comfy.model_management.unload_all_models()
@@ -43,7 +32,7 @@ def draw(prefix, gib):
     free = psutil.virtual_memory().available / 2**30
     if free < gib:
         pytest.skip(f"{prefix}* of a full-size SVD in float32 needs {gib} GiB of memory, {free:.0f} are free")
-    return draw_checkpoint(Only(prefix))
+    return draw_checkpoint(SVDLayout(), part=prefix)
 
 
 def drawn(*shape, seed=0):

@@ -138,6 +138,28 @@ def test_an_interrupt_stops_and_leaves_nothing(client, image_to_video, saved_fil
     assert saved_files() == before
 
 
+@pytest.mark.parametrize(("during", "seed"), [("ExVideoSampler", 104), ("ExVideoDecode", 105)])
+def test_an_interrupt_takes_effect_within_a_second(client, image_to_video, during, seed):
+    """At the demo's size, where a step takes seconds: in the middle of a pass, not at its end."""
+    size = {"width": 128, "height": 128, "num_frames": 128}
+    prompt, page = image_to_video(ExVideoConditioning=size, ExVideoSampler={"steps": 2, "seed": seed})
+    (node,) = (key for key, value in prompt.items() if value["class_type"] == during)
+    times = []
+
+    def on_event(kind, data):
+        if kind == "progress" and data["node"] == node and not times:
+            time.sleep(0.1)
+            times.append(time.perf_counter())
+            client.interrupt()
+
+    prompt_id = client.queue(prompt, page)
+    with pytest.raises(PromptCancelledError):
+        client.follow(prompt_id, on_event)
+    took = time.perf_counter() - times[0]
+    print(f"\n{during}: cancelled {took:.2f} s after the interrupt")
+    assert took < 1
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "L", "I;16", "P", "huge"])
 def test_any_picture_works(client, image_to_video, tmp_path, mode):
     path = tmp_path / f"{mode.replace(';', '')}.png"
