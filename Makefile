@@ -30,7 +30,7 @@ parity: host
 
 bench: host
 	@.venv/bin/python -m benchmarks.counted
-	@.venv/bin/python -m benchmarks.unet $(ARGS)
+	@.venv/bin/python -m benchmarks.measured $(ARGS)
 
 lint: host
 	@.venv/bin/python -m ruff check .

@@ -34,10 +34,16 @@ LAYOUT = SVDLayout(
 log = logging.getLogger(__name__)
 
 
-def draw_checkpoint(layout: SVDLayout, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random weights of a layout, float32, scaled so that activations stay of order 1."""
+def draw_checkpoint(layout: SVDLayout, seed: int = 0, part: str | tuple[str, ...] = "") -> dict[str, torch.Tensor]:
+    """Random weights of a layout, float32, scaled so that activations stay of order 1.
+
+    Args:
+        layout: names and shapes.
+        seed: of the weights.
+        part: only tensors whose names begin so.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return {key: _draw(key, shape, generator) for key, shape in layout.tensors().items()}
+    return {key: _draw(key, shape, generator) for key, shape in layout.tensors().items() if key.startswith(part)}
 
 
 def draw_extension(checkpoint: Mapping[str, torch.Tensor], num_frames: int, seed: int = 1) -> Extension:
