@@ -102,6 +102,14 @@ def matrix_rate(machine: Machine, side: int) -> float:
     return 2e-12 * side**3 / min(machine.measure(lambda: a @ b)[0] for _ in range(10))
 
 
+def difference(contenders: dict[str, Contender]) -> float:
+    """Of our result to the authors', by the norm of theirs."""
+    ours, theirs = (contenders[name] for name in (OURS, AUTHORS))
+    ours.prepare()
+    results = ours.run().float(), theirs.run().float()
+    return float((results[0] - results[1]).norm() / results[1].norm())
+
+
 def attention_backends() -> Iterator[tuple[str, AbstractContextManager[Any]]]:
     """torch's kernels for attention, and each of them alone."""
     yield "torch's choice", nullcontext()
@@ -141,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time and peak memory beside the authors' code.")
     parser.add_argument("--cuda", action="store_true", help="on a GPU, in float16, 128 frames at the real sizes")
     parser.add_argument("--frames", type=int, help="of a clip; 16 on the CPU, 128 on a GPU")
-    parser.add_argument("--sizes", help="of --sizes 512×512,1024×576 only these")
+    parser.add_argument("--sizes", help="only these, such as 512×512,1024×576")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     device = torch.device("cuda" if arguments.cuda else "cpu")
@@ -171,6 +179,7 @@ def main() -> None:
         compare(machine, title, passes, arguments.rounds, counted[size][OURS])
         print(f"\n(operations of the authors' code: {counted[size][AUTHORS] / counted[size][OURS]:.3f} of ours)")
         if arguments.cuda:
+            print(f"\nrelative difference of ours to the authors' code: {difference(passes):.1e}")
             by_attention(machine, passes[OURS])
             by_kernel(passes[OURS])
         step = frames if arguments.cuda else frames // 2

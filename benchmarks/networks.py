@@ -38,9 +38,11 @@ class Networks:
         self._device, self._dtype = device, dtype
         self._host, svd, tiny = (_core(name) for name in ("host", "svd", "tiny"))
         self._layout = svd.SVDLayout()
-        weights = tiny.draw_checkpoint(self._layout, part=(svd.UNET_PREFIX, svd.VAE_PREFIX))
-        weights = {key: tensor.to(device, dtype) for key, tensor in weights.items()}
-        self._extension = tiny.draw_extension(weights, 128)
+        drawn = tiny.draw_checkpoint(self._layout, part=(svd.UNET_PREFIX, svd.VAE_PREFIX))
+        extension = tiny.draw_extension(drawn, 128)
+        tensors = {key: tensor.to(device, dtype) for key, tensor in extension.tensors.items()}
+        self._extension = type(extension)(tensors, extension.num_frames)
+        weights = {key: tensor.to(device, dtype) for key, tensor in drawn.items()}
         self._base = svd_model(weights, device, dtype)
         self._extended = self._host.apply_extension(self._base, self._extension)
         self._authors = reference.unet(weights, self._extension)
