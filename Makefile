@@ -8,7 +8,7 @@ help:
 	@echo "            IMAGE=… FRAMES=128 SIZE=WxH STEPS=… SEED=… OUT=… PORT=…"
 	@echo "make test   lint, types and tests; ARGS=… goes to pytest, HOST=none leaves out ComfyUI"
 	@echo "make parity the comparison with the authors' code in full, about 45 minutes on 2 cores and 17 GiB of memory"
-	@echo "make bench  memory counted and passes timed, beside the authors' code; 17 GiB of memory"
+	@echo "make bench  memory counted and passes timed, beside the authors' code; about 25 minutes, 17 GiB of memory"
 	@echo "make lint   ruff alone"
 	@echo "make host   only the environment: .venv and a ComfyUI"
 	@echo "make clean  remove all of that, and out/"
@@ -31,6 +31,7 @@ parity: host
 bench: host
 	@.venv/bin/python -m benchmarks.counted
 	@.venv/bin/python -m benchmarks.measured $(ARGS)
+	@.venv/bin/python -m benchmarks.started
 
 lint: host
 	@.venv/bin/python -m ruff check .

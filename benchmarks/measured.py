@@ -74,8 +74,14 @@ class Machine:
         return int(found[name].split()[0]) * KIB
 
 
-def compare(machine: Machine, title: str, contenders: dict[str, Contender], rounds: int, operations: float) -> None:
-    """Print a table of what is compared; with its operations, also the rate of each."""
+def compare(
+    machine: Machine,
+    title: str,
+    contenders: dict[str, Contender],
+    rounds: int,
+    operations: dict[str, int] | None = None,
+) -> None:
+    """Print a table of what is compared; with the operations of some, also their rates."""
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     warm = machine.device.type == "cuda"
     for turn in range(rounds + warm):
@@ -91,7 +97,8 @@ def compare(machine: Machine, title: str, contenders: dict[str, Contender], roun
         seconds, peak = (statistics.median(column) for column in zip(*values, strict=True))
         ratios = seconds / reference[0], peak / max(reference[1], 1e-9)
         cells = [f"{seconds:.2f}", f"{ratios[0]:.2f}", f"{peak:.2f}", f"{ratios[1]:.2f}"]
-        cells += [f"{operations / seconds / 1e12:.2f}"] if operations else []
+        if operations:
+            cells += [f"{operations[name] / seconds / 1e12:.3f}" if name in operations else ""]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -172,25 +179,24 @@ def main() -> None:
     networks = Networks(device, torch.float16 if arguments.cuda else torch.float32, *options)
     version = importlib.import_module("comfyui_version").__version__
     print(f"{machine}, ComfyUI {version}, {arguments.rounds} rounds", flush=True)
-    print(f"\nmatrix product: {matrix_rate(machine, 8192 if arguments.cuda else 2048):.2f} TFLOP/s")
+    print(f"\nmatrix product: {matrix_rate(machine, 8192 if arguments.cuda else 2048):.3f} TFLOP/s")
     for size, (height, width) in sizes.items():
         passes = networks.unet_pass(frames, height, width)
         title = f"One pass of the UNet, {frames} frames, {size}"
-        compare(machine, title, passes, arguments.rounds, counted[size][OURS])
-        print(f"\n(operations of the authors' code: {counted[size][AUTHORS] / counted[size][OURS]:.3f} of ours)")
+        compare(machine, title, passes, arguments.rounds, counted[size])
         if arguments.cuda:
             print(f"\nrelative difference of ours to the authors' code: {difference(passes):.1e}")
             by_attention(machine, passes[OURS])
             by_kernel(passes[OURS])
         step = frames if arguments.cuda else frames // 2
         title = f"One step with guidance, {step} frames, {size}"
-        compare(machine, title, networks.guided_step(step, height, width), arguments.rounds, 0)
+        compare(machine, title, networks.guided_step(step, height, width), arguments.rounds)
         # A window takes as long as a pass of the UNet of as many pixels, which is too long on a CPU.
         height, width = (height, width) if arguments.cuda else (height // 2, width // 2)
         size = f"{8 * width}×{8 * height}"
         title = f"Decoding a window of 8 frames, {size}"
-        compare(machine, title, networks.decoding(8, height, width), arguments.rounds, 0)
-        compare(machine, f"Encoding one picture, {size}", networks.encoding(height, width), arguments.rounds, 0)
+        compare(machine, title, networks.decoding(8, height, width), arguments.rounds)
+        compare(machine, f"Encoding one picture, {size}", networks.encoding(height, width), arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -59,10 +59,10 @@ def times(cuda: bool) -> dict[str, tuple[list[int], dict[str, list[float]]]]:
         ours.run() if cuda else None  # kernels are chosen in the first pass
         return 1000 * machine.measure(ours.run)[0] / frames
 
-    name = f"ours, {machine}"
+    print(machine)
     return {
-        f"frames, {side}×{side}": (FRAMES, {name: [milliseconds(n, side) for n in FRAMES]}),
-        f"pixels a side, {frames} frames": (sides, {name: [milliseconds(frames, side) for side in sides]}),
+        f"frames, {side}×{side}": (FRAMES, {"ours": [milliseconds(n, side) for n in FRAMES]}),
+        f"pixels a side, {frames} frames": (sides, {"ours": [milliseconds(frames, side) for side in sides]}),
     }
 
 
@@ -86,8 +86,11 @@ def plot(path: Path, *columns: tuple[str, dict[str, tuple[list[int], dict[str, l
             panel = axes[row][column]
             for name, y in rows.items():
                 panel.loglog(x, y, "o-", label=f"{name}: power {slope(x, y):.2f}")
-            panel.set(xlabel=along, ylabel=what, xticks=x, xticklabels=x)
+            values = sorted({value for y in rows.values() for value in (y[0], y[-1])})
             panel.minorticks_off()
+            panel.set(xlabel=along, ylabel=what, xticks=x, xticklabels=x)
+            panel.set(yticks=values, yticklabels=[f"{v:.3g}" if v < 100 else f"{v:.0f}" for v in values])
+            panel.set_ylim(values[0] / 2, values[-1] * 2)
             panel.legend()
             panel.grid(alpha=0.3)
     figure.savefig(path)
@@ -101,7 +104,8 @@ def main() -> None:
     counted, timed = memory(), times(arguments.cuda)
     report("GiB", counted)
     report("milliseconds a frame", timed)
-    plot(arguments.plot, ("GiB of one pass, counted", counted), ("milliseconds a frame", timed))
+    where = "GPU, float16" if arguments.cuda else "CPU, float32"
+    plot(arguments.plot, ("GiB of one pass, float16, counted", counted), (f"milliseconds a frame, {where}", timed))
     print(f"\n{arguments.plot}")
 
 
