@@ -136,7 +136,7 @@ def authors_decoder() -> tuple[torch.nn.Module, Run]:
 
 def host_decoder() -> tuple[torch.nn.Module, Run]:
     """ComfyUI's temporal decoder as it is."""
-    network = _host_vae("comfy.ldm.modules.temporal_ae", "VideoDecoder", video_kernel_size=[3, 1, 1], alpha=0.0)
+    network = _host_vae("decoder")
     return network, network
 
 
@@ -149,19 +149,19 @@ def our_decoder(budget: int | None) -> tuple[torch.nn.Module, Run]:
 
 def host_encoder() -> tuple[torch.nn.Module, Run]:
     """ComfyUI's image encoder of the autoencoder, on pixels [n, 3, H, W]."""
-    network = _host_vae("comfy.ldm.modules.diffusionmodules.model", "Encoder")
+    network = _host_vae("encoder")
     return network, network
 
 
-def _host_vae(module: str, name: str, **options: Any) -> torch.nn.Module:
+def _host_vae(part: str) -> torch.nn.Module:
     become_host("--cpu")
-    (svd,) = _core("svd")
-    network: torch.nn.Module = getattr(importlib.import_module(module), name)(**svd.VAELayout().config(), **options)
+    checkpoint, svd = _core("host.checkpoint", "svd")
+    network: torch.nn.Module = getattr(checkpoint.autoencoder(svd.SVDLayout()), part)
     _give_storage(network)
     attention = importlib.import_module("comfy.ldm.modules.diffusionmodules.model").pytorch_attention
-    for part in network.modules():
-        if hasattr(part, "optimized_attention"):
-            part.optimized_attention = attention
+    for layer in network.modules():
+        if hasattr(layer, "optimized_attention"):
+            layer.optimized_attention = attention
     return network
 
 

@@ -42,11 +42,10 @@ class Networks:
         extension = tiny.draw_extension(drawn, 128)
         tensors = {key: tensor.to(device, dtype) for key, tensor in extension.tensors.items()}
         self._extension = type(extension)(tensors, extension.num_frames)
-        weights = {key: tensor.to(device, dtype) for key, tensor in drawn.items()}
-        self._base = svd_model(weights, device, dtype)
+        self._weights = {key: tensor.to(device, dtype) for key, tensor in drawn.items()}
+        self._base = svd_model(self._weights, device, dtype)
         self._extended = self._host.apply_extension(self._base, self._extension)
-        self._authors = reference.unet(weights, self._extension)
-        self._vae = weights
+        self._authors = reference.unet(self._weights, self._extension)
         self._generator = torch.Generator().manual_seed(0)
 
     def _drawn(self, *shape: int) -> torch.Tensor:
@@ -110,7 +109,7 @@ class Networks:
     def decoding(self, frames: int, height: int, width: int) -> dict[str, Contender]:
         """Decoding one window."""
         x = self._drawn(frames, 4, height, width)
-        authors, decoder = reference.vae_decoder(self._vae), self._autoencoder().decoder
+        authors, decoder = reference.vae_decoder(self._weights), self._autoencoder().decoder
         chunked, budget = _core("chunked"), _core("budget")
         size = budget.CPU_BUDGET if self._device.type == "cpu" else budget.BUDGETS["auto"][1]
         return {
@@ -122,27 +121,19 @@ class Networks:
     def encoding(self, height: int, width: int) -> dict[str, Contender]:
         """Encoding one picture: ours is the host's."""
         pixels = self._drawn(1, 3, 8 * height, 8 * width)
-        authors, encoder = reference.vae_encoder(self._vae), self._autoencoder().encoder
+        authors, encoder = reference.vae_encoder(self._weights), self._autoencoder().encoder
         return {
             AUTHORS: Contender(_nothing, lambda: authors(pixels)),
             HOST: Contender(_nothing, lambda: encoder(pixels)),
         }
 
     def _autoencoder(self) -> Any:
-        engine = importlib.import_module("comfy.ldm.models.autoencoder").AutoencodingEngine
-        prefix, widths = _core("svd").VAE_PREFIX, self._layout.vae.config()
         with torch.device("meta"):
-            network = engine(
-                regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
-                encoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Encoder", "params": widths},
-                decoder_config={
-                    "target": "comfy.ldm.modules.temporal_ae.VideoDecoder",
-                    "params": {**widths, "video_kernel_size": [3, 1, 1], "alpha": 0.0},
-                },
-            )
-        tensors = {key.removeprefix(prefix): tensor for key, tensor in self._vae.items() if key.startswith(prefix)}
+            network = _core("host.checkpoint").autoencoder(self._layout)
+        prefix = _core("svd").VAE_PREFIX
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in self._weights.items() if key.startswith(prefix)}
         network.load_state_dict(tensors, assign=True)
-        return network.eval()
+        return network
 
 
 def _core(name: str) -> Any:

@@ -37,7 +37,7 @@ BUDGETS: Mapping[str, tuple[int, int]] = {
 }
 """Least and greatest working memory, in bytes, of each way to go about a pass."""
 CPU_BUDGET = 64 * MIB
-"""What a processor's caches like best: more is slower there."""
+"""What a pass on a processor takes: less is slower there, more gains nothing."""
 HELD_MAPS, PARKED_MAPS = 5.3, 3.1
 """Maps of the UNet's first width that a pass holds at its worst: all skip connections and the middle block's; or, with
 these parked in main memory, what goes into a transformer of the first level, what comes out and what lies between."""

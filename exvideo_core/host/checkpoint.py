@@ -66,9 +66,10 @@ def _narrow_clip_vision(weights: dict[str, torch.Tensor], layout: SVDLayout) -> 
     return clip_vision
 
 
-def _narrow_vae(weights: dict[str, torch.Tensor], layout: SVDLayout) -> Any:
+def autoencoder(layout: SVDLayout) -> Any:
+    """The host's autoencoder with the temporal decoder, at a layout's widths."""
     widths = layout.vae.config()
-    network = AutoencodingEngine(
+    return AutoencodingEngine(
         regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
         encoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Encoder", "params": widths},
         decoder_config={
@@ -76,6 +77,10 @@ def _narrow_vae(weights: dict[str, torch.Tensor], layout: SVDLayout) -> Any:
             "params": {**widths, "video_kernel_size": [3, 1, 1], "alpha": 0.0},
         },
     ).eval()
+
+
+def _narrow_vae(weights: dict[str, torch.Tensor], layout: SVDLayout) -> Any:
+    widths, network = layout.vae.config(), autoencoder(layout)
     network.load_state_dict(comfy.utils.state_dict_prefix_replace(weights, {VAE_PREFIX: ""}, filter_keys=True))
     # The host takes widths for image autoencoders only. One of those stands in while it settles everything else:
     # device, dtype, ranges, estimates of memory. Then ours takes its place.

@@ -71,13 +71,14 @@ class Memory:
             except OUT_OF_MEMORY:
                 if tried <= MIB:
                     raise
-                self.most = tried // 4
-                comfy.model_management.soft_empty_cache()
-                log.warning(
-                    "ExVideo ran out of memory and goes on in smaller chunks, of %d MiB: a smaller setting of memory "
-                    "at Apply ExVideo avoids the lost time.",
-                    self.most // MIB,
-                )
+            # Only now, without the exception, which holds on to all that the pass had.
+            self.most = tried // 4
+            comfy.model_management.soft_empty_cache()
+            log.warning(
+                "ExVideo ran out of memory and goes on in smaller chunks, of %d MiB: a smaller setting of memory "
+                "at Apply ExVideo avoids the lost time.",
+                self.most // MIB,
+            )
 
     def prepared(self, executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
         """Tell the host, which loads the model for sampling, what a pass takes: far less than it thinks.

@@ -149,6 +149,26 @@ def test_the_host_asks_for_what_a_pass_takes(extended, loaded, predict, monkeypa
     assert wanted < 2 * least + 1
 
 
+def test_an_interrupt_ends_a_pass_in_the_middle(extended, predict):
+    """By the host's own flag, set while the first block is at work: the second is not reached."""
+    seen = []
+
+    def interrupt(h, options):
+        seen.append(options["block"])
+        comfy.model_management.interrupt_current_processing()
+        return h
+
+    patched = extended.clone()
+    patched.set_model_input_block_patch(interrupt)
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            predict(patched, 30)
+    finally:
+        comfy.model_management.interrupt_current_processing(False)
+    assert seen == [("input", 0)]
+    assert not any("forward" in vars(m) for m in extended.model.diffusion_model.modules())
+
+
 def test_settings_are_checked(loaded, extension, run):
     for setting in ("auto", "fast", "balanced", "low"):
         assert run("ExVideoApply", model=loaded[0], exvideo=extension, memory=setting)[0].get_additional_models()
