@@ -13,6 +13,7 @@ from dev import reference
 from dev.inside import ALIAS, become_host, svd_model
 
 AUTHORS, OURS, HOST = "the authors' code", "ExVideo in ComfyUI", "SVD in ComfyUI, not extended"
+COMPILED = ", compiled"
 IDS, TIMESTEP = (29, 127, 0.02), 0.4
 
 Step = Callable[[], Any]
@@ -74,8 +75,11 @@ class Networks:
             HOST: in_host(self._base),
         }
 
-    def guided_step(self, frames: int, height: int, width: int) -> dict[str, Contender]:
-        """One step of sampling with guidance: two passes, and all around them."""
+    def guided_step(self, frames: int, height: int, width: int, compiler: str = "") -> dict[str, Contender]:
+        """One step of sampling with guidance: two passes, and all around them.
+
+        With a compiler, a backend of `torch.compile`, also by the host's way to compile a model.
+        """
         x, image, token = (
             self._drawn(frames, 4, height, width),
             self._drawn(1, 4, height, width),
@@ -100,11 +104,15 @@ class Networks:
             inputs = model, positive, negative, x.float().cpu(), latent, sigmas, 3.0, guidance, 0
             return Contender(partial(_load, model), partial(self._host.sample_euler, *inputs))
 
-        return {
+        contenders = {
             AUTHORS: Contender(_nothing, authors),
             OURS: in_host(self._extended),
             HOST: in_host(self._base),
         }
+        if compiler:
+            contenders[OURS + COMPILED] = in_host(_compiled(self._extended, compiler))
+            contenders[HOST + COMPILED] = in_host(_compiled(self._base, compiler))
+        return contenders
 
     def decoding(self, frames: int, height: int, width: int) -> dict[str, Contender]:
         """Decoding one window."""
@@ -147,3 +155,9 @@ def _load(model: Any) -> None:
 
 def _nothing() -> None:
     pass
+
+
+def _compiled(model: Any, compiler: str) -> Any:
+    clone = model.clone()
+    importlib.import_module("comfy_api.torch_helpers").set_torch_compile_wrapper(model=clone, backend=compiler)
+    return clone

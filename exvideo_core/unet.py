@@ -15,6 +15,10 @@ from .layers import FRAME_NUMBERS, PositionLayers, check_length, extended_forwar
 
 ATTENTION_PATCHES = {"attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch", "middle_patch"}
 """What others may have put into the host's transformer blocks, which then must run as they are."""
+COMPILE = "exvideo_compile"
+"""In the host's `transformer_options`: compiles a function, where the user asked for a compiled model."""
+ATTENTION_OVERRIDE = "optimized_attention_override"
+"""In the host's `transformer_options`: another's attention function, which may look at any of the options."""
 
 
 def extended_unet(
@@ -47,6 +51,8 @@ def extended_unet(
     plain = kwargs.get("image_only_indicator") is not None or any(options.get("patches_replace", {}).values())
     plain = plain or not ATTENTION_PATCHES.isdisjoint(patches)
     doing = work(args[0])
+    if COMPILE in options and ATTENTION_OVERRIDE not in options:
+        doing.compile = options[COMPILE]
     maps = _Maps(doing, patches, has_control=any(value is not options for value in found))
     ours = {**options, "patches": maps.patches}
     args = tuple(ours if value is options else value for value in args)

@@ -33,10 +33,17 @@ def res_block(work: Work, block: Any, x: torch.Tensor, emb: torch.Tensor, frames
 
     parts: list[Source] = work.pending or [x]
     work.pending = []
-    out = spatial_res_block(work, parts, x, block.out_channels, lambda part, some: block._forward(part, emb[some]))
+    run = work.compiled(_image)
+    out = spatial_res_block(work, parts, x, block.out_channels, lambda part, some: run(block, part, emb[some]))
     for start in range(0, len(out), frames):
         video = slice(start, start + frames)
         temporal_res_block(work, block.time_stack, out[video], block.time_stack.emb_layers(emb[video]), mix)
+    return out
+
+
+def _image(block: Any, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+    """The host's own for single frames."""
+    out: torch.Tensor = block._forward(x, emb)
     return out
 
 
@@ -82,10 +89,15 @@ def _along_time(work: Work, conv: Any, norm: Any, clip: torch.Tensor) -> Iterato
     """Norm over the whole clip, SiLU, convolution over three frames: results for some rows of all maps at a time."""
     mean, var = _moments(work, clip, norm.num_groups)
     weight, bias = (tensor.to(_precise(clip)) for tensor in work.affine(norm, clip))
+    run = work.compiled(_normalised)
     for some in work.over(clip.shape[2], _MAPS, clip[:, :, 0]):
-        # What a normalisation over groups does with given statistics is one over channels, computed in float32.
-        inputs = F.batch_norm(clip[:, :, some], mean, var, weight, bias, eps=norm.eps)
-        yield some, _from_volume(conv(_to_volume(F.silu(inputs, inplace=True))))
+        yield some, run(conv, clip[:, :, some], mean, var, weight, bias, norm.eps)
+
+
+def _normalised(conv: Any, x: torch.Tensor, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> torch.Tensor:
+    # What a normalisation over groups does with given statistics is one over channels, computed in float32.
+    inputs = F.batch_norm(x, mean, var, weight, bias, eps=eps)
+    return _from_volume(conv(_to_volume(F.silu(inputs, inplace=True))))
 
 
 def _moments(work: Work, clip: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -36,16 +36,17 @@ def transformer(
         options: the host's `transformer_options`.
     """
     frames, (height, width) = len(rows), x.shape[2:]
-    (spatial_block,), (temporal_block,) = layer.transformer_blocks, layer.time_stack
+    if work.compile:
+        options = {}  # Each step has others, and a compiler would begin anew for all of them.
     x = x.contiguous()
     tokens_of_x = x.flatten(2).transpose(1, 2)  # a view, so that adding to it adds to x
     spatial = x.new_empty(tokens_of_x.shape)
-    said = _said(spatial_block, context)
+    said, run = _said(layer.transformer_blocks[0], context), work.compiled(_spatial)
     for some in work.over(len(x), _SPATIAL_MAPS, x[0]):
-        tokens = layer.proj_in(rearrange(layer.norm(x[some]), "t c h w -> t (h w) c"))
-        spatial[some] = _block(spatial_block, tokens, said[some], options)
+        spatial[some] = run(layer, x[some], said[some], options)
 
-    said = _said(temporal_block, (context if time_context is None else time_context)[::frames])
+    run = work.compiled(_temporal)
+    said = _said(layer.time_stack[0], (context if time_context is None else time_context)[::frames])
     embedded = position.embedded(rows, x, layer.time_pos_embed)
     for video, start in enumerate(range(0, len(x), frames)):
         clip, out = spatial[start : start + frames], tokens_of_x[start : start + frames]
@@ -53,13 +54,25 @@ def transformer(
         for band in work.over(height, _CONV_MAPS, volume[:, 0], halo=2):
             temporal = _positioned(position, volume, embedded, band)
             for some in work.over(temporal.shape[1], _TEMPORAL_MAPS, clip[:, 0]):
-                # [positions, frames, C]: a copy of the part, which then may be written over.
-                tokens = temporal[:, some].transpose(0, 1).contiguous()
-                tokens = _block(temporal_block, tokens, said[video], options)
                 cells = slice(band.start * width + some.start, band.start * width + some.stop)
-                mixed = layer.time_mixer(x_spatial=clip[:, cells], x_temporal=tokens.transpose(0, 1))
-                out[:, cells] += layer.proj_out(mixed)
+                out[:, cells] += run(layer, clip[:, cells], temporal[:, some], said[video], options)
     return x
+
+
+def _spatial(layer: Any, x: torch.Tensor, said: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    """Some frames, [n, C, H, W], through the spatial block: [n, positions, C]."""
+    tokens = layer.proj_in(rearrange(layer.norm(x), "t c h w -> t (h w) c"))
+    return _block(layer.transformer_blocks[0], tokens, said, options)
+
+
+def _temporal(
+    layer: Any, spatial: torch.Tensor, temporal: torch.Tensor, said: torch.Tensor, options: dict[str, Any]
+) -> torch.Tensor:
+    """Some positions, [T, n, C], through the temporal block, mixed with the spatial one's: what they add to the map."""
+    # [positions, frames, C]: a copy of the part, which then may be written over.
+    tokens = _block(layer.time_stack[0], temporal.transpose(0, 1).contiguous(), said, options)
+    mixed: torch.Tensor = layer.proj_out(layer.time_mixer(x_spatial=spatial, x_temporal=tokens.transpose(0, 1)))
+    return mixed
 
 
 def _positioned(position: Any, clip: torch.Tensor, embedded: torch.Tensor, band: slice) -> torch.Tensor:

@@ -12,6 +12,8 @@ from ..budget import chunks
 
 Affine = Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Weight and bias of a normalisation module as they act on a tensor, wherever and however they are stored."""
+Arithmetic = Callable[..., torch.Tensor]
+"""What is done to one chunk."""
 
 
 class Source(Protocol):
@@ -32,6 +34,7 @@ class Work:
         affine: see `Affine`.
         park: keep skip connections in main memory until they are needed.
         check: called before each chunk; raises to end the pass there.
+        compile: makes a chunk's arithmetic faster, where nobody looks at the host's options; None leaves it as it is.
         pending: inputs of the next ResNet block, kept apart instead of concatenated along their channels.
     """
 
@@ -39,7 +42,12 @@ class Work:
     affine: Affine = lambda module, x: (module.weight, module.bias)
     park: bool = False
     check: Callable[[], None] = lambda: None
+    compile: Callable[[Arithmetic], Arithmetic] | None = None
     pending: list[Source] = field(default_factory=list)
+
+    def compiled(self, arithmetic: Arithmetic) -> Arithmetic:
+        """The same, as fast as is wanted."""
+        return self.compile(arithmetic) if self.compile else arithmetic
 
     def over(self, count: int, maps: float, one: torch.Tensor, halo: int = 0) -> Iterator[slice]:
         """Slices of `count` entries, each of which takes `maps` times the bytes of `one`."""

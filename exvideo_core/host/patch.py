@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,12 +18,14 @@ from ..budget import check_setting
 from ..extension import Extension
 from ..layers import PositionLayers
 from ..types import ExVideoError
-from ..unet import extended_unet
+from ..unet import COMPILE, extended_unet
 from .memory import Memory
 from .windows import one_noise_level, window_conditions
 
 KEY = "exvideo"
 """Our name among a model's wrappers, additional models and attachments."""
+_WIDTHS = 64
+"""Ways to compile a function: SVD's ResNet blocks have 12 widths, and chunks can be of one, of few and of many."""
 
 # Newer hosts have a patcher that streams weights; its name is the one to ask for.
 ModelPatcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
@@ -95,12 +98,13 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
     positions = PositionLayers(extension.position_weights(strength), comfy.ops.manual_cast)
     clone.set_additional_models(KEY, [ModelPatcher(positions, model.load_device, model.offload_device)])
     doing = Memory(memory, model.model.model_config.unet_config["model_channels"])
-    # A compiler would not see where layers are led while it traces the UNet, so this part stays as it is.
+    # A compiler would not see where layers are led while it traces the UNet, so this part stays as it is; what
+    # does the arithmetic of the chunks inside is compiled by itself.
     uncompiled: Callable[..., Any] = torch.compiler.disable(doing.retrying)  # type: ignore[no-untyped-call]
     ours: dict[str, list[Callable[..., Any]]] = {
         WrappersMP.PREPARE_SAMPLING: [doing.prepared],
         WrappersMP.PREDICT_NOISE: [one_noise_level],
-        WrappersMP.CALC_COND_BATCH: [partial(window_conditions, positions)],
+        WrappersMP.CALC_COND_BATCH: [_compiling, partial(window_conditions, positions)],
         WrappersMP.DIFFUSION_MODEL: [uncompiled, partial(extended_unet, positions, doing)],
     }
     for place, wrappers in ours.items():
@@ -108,3 +112,18 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
         for wrapper in wrappers:
             clone.add_wrapper_with_key(place, KEY, wrapper)
     return clone
+
+
+def _compiling(executor: Any, model: Any, conds: Any, x: Any, timestep: Any, options: Any, *args: Any) -> Any:
+    """Tell the UNet's layers when and how the user wants the model compiled.
+
+    A wrapper around the host's calculation of predictions.
+    """
+    wanted = options.get("torch_compile_kwargs")
+    if wanted is None:
+        return executor(model, conds, x, timestep, options, *args)
+    inner = {**options.get("transformer_options", {}), COMPILE: partial(torch.compile, **wanted)}
+    options = {**options, "transformer_options": inner}
+    # One function serves all layers, and a compiler gives up on one that it has to compile for many widths.
+    with importlib.import_module("torch._dynamo").config.patch(cache_size_limit=_WIDTHS):
+        return executor(model, conds, x, timestep, options, *args)
