@@ -44,11 +44,13 @@ def become_host(*arguments: str) -> ModuleType:
 
 
 def svd_model(checkpoint: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> Any:
-    """ComfyUI's MODEL of SVD at its own width, on the checkpoint's very tensors: there is room for one set."""
+    """ComfyUI's MODEL of SVD, of any width, on the checkpoint's very tensors: there is room for one set."""
     become_host()
     base, patcher = (importlib.import_module(f"comfy.{name}") for name in ("model_base", "model_patcher"))
     prefix = "model.diffusion_model."
-    config = importlib.import_module("comfy.model_detection").model_config_from_unet(checkpoint, prefix)
+    widths = importlib.import_module("comfy.model_detection").detect_unet_config(checkpoint, prefix)
+    config = importlib.import_module("comfy.supported_models").SVD_img2vid(widths)
+    config.unet_config["num_head_channels"] = min(64, widths["model_channels"])
     config.set_inference_dtype(dtype, None)
     with torch.device("meta"):
         model = config.get_model(checkpoint, prefix)

@@ -41,6 +41,8 @@ CPU_BUDGET = 64 * MIB
 HELD_MAPS, PARKED_MAPS = 5.3, 3.1
 """Maps of the UNet's first width that a pass holds at its worst: all skip connections and the middle block's; or, with
 these parked in main memory, what goes into a transformer of the first level, what comes out and what lies between."""
+LEARNED_MAPS, RELEARNED_MAPS = 700, 40
+"""Maps of the UNet's first width that training keeps for the gradient: everything, or the inputs of layers alone."""
 DECODER_MAPS, DECODER_FRAME_MAPS = 2, 10
 """Maps of the decoder's last width that a window holds at its worst, and that work on one frame takes at least."""
 
@@ -84,6 +86,23 @@ def plan_pass(memory: str, one_map: int, free: int, can_park: bool = True, on_cp
     if park:
         held = parked
     return Pass(max(least, min(most, usable - held)), park, (held + least) * 10 // 9)
+
+
+def training_budget(memory: str, one_map: int, free: int) -> int | None:
+    """Bytes to work in beside what training must keep; None to keep everything and compute nothing twice.
+
+    Args:
+        memory: a name in `BUDGETS`.
+        one_map: bytes of a map of the first level, all frames of it.
+        free: bytes that the device has, weights and parameters apart.
+
+    Raises:
+        ExVideoError: no such name.
+    """
+    least, most = check_setting(memory)
+    if memory in ("auto", "fast") and LEARNED_MAPS * one_map <= _usable(free):
+        return None
+    return max(least, min(most, 512 * MIB, _usable(free) - RELEARNED_MAPS * one_map))
 
 
 def _usable(free: int) -> int:

@@ -123,15 +123,7 @@ class Extension:
 
 def position_ids(num_frames: int) -> list[int]:
     """Which of SVD's 25 positions each frame starts from: 0 … 24, then bouncing between 23 and 4."""
-    trained, bounce = TRAINED_FRAMES, 20
-
-    def position_id(frame: int) -> int:
-        if frame < trained:
-            return frame
-        k = (frame - trained) % (2 * bounce)
-        return trained - 2 - k if k < bounce else trained - 2 * bounce + k
-
-    return [position_id(frame) for frame in range(num_frames)]
+    return [*range(min(num_frames, TRAINED_FRAMES)), *_bounced(TRAINED_FRAMES, num_frames)]
 
 
 def sinusoid(positions: list[int], channels: int, max_period: float = 10000.0) -> torch.Tensor:
@@ -169,6 +161,29 @@ def new_extension(base_weight: Callable[[str], torch.Tensor], num_frames: int) -
         for name, tensor in zip((TABLE, KERNEL, BIAS), new_position_weights(num_frames, channels), strict=True):
             tensors[f"blocks.{block}.{name}"] = tensor
     return Extension(tensors, num_frames)
+
+
+def longer_extension(extension: Extension, num_frames: int) -> Extension:
+    """An extension that reaches at least `num_frames`: its tables grow by rows that they have.
+
+    By the rule of a new extension's positions: back and forth over the last 20 rows. What it does to clips of the
+    length that it knew stays the same.
+    """
+    known = extension.num_frames
+    if num_frames <= known:
+        return extension
+    rows = torch.tensor([*range(known), *_bounced(known, num_frames)])
+    tensors = {k: tensor[rows] if k.endswith(TABLE) else tensor for k, tensor in extension.tensors.items()}
+    return Extension(tensors, num_frames, extension.metadata)
+
+
+def _bounced(known: int, num_frames: int) -> list[int]:
+    """The rows that frames beyond the known ones start from: down from the last but one, and up again."""
+    if known == 1:
+        return [0] * (num_frames - 1)
+    reach = min(20, known - 1)
+    places = [(frame - known) % (2 * reach) for frame in range(known, num_frames)]
+    return [known - 2 - k if k < reach else known - 2 * reach + k for k in places]
 
 
 def read_extension(path: str | Path) -> Extension:

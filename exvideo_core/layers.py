@@ -132,6 +132,8 @@ def extended_res_block(
         if work.pending:
             x, work.pending = torch.cat([part[:] for part in work.pending], 1), []
         return type(layer).forward(layer, x, emb, num_video_frames, image_only_indicator)
+    if torch.is_grad_enabled():
+        return chunked.differentiable.res_block(work, layer, x, emb, num_video_frames)
     return chunked.res_block(work, layer, x, emb, num_video_frames)
 
 
@@ -169,7 +171,8 @@ def extended_forward(
     transformer_options["block_index"] = 0
     rows = transformer_options.get(FRAME_NUMBERS, range(frames))
     if work is not None and context.shape[1] == 1 and (time_context is None or time_context.shape[1:2] == (1,)):
-        return chunked.transformer(work, layer, position, rows, x, context, time_context, transformer_options)
+        run = chunked.differentiable.transformer if torch.is_grad_enabled() else chunked.transformer
+        return run(work, layer, position, rows, x, context, time_context, transformer_options)
     (spatial_block,) = layer.transformer_blocks
     (temporal_block,) = layer.time_stack
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .chunked import Parked, Source, Upsampled, Work, stand_in
+from .chunked import Parked, Source, Upsampled, Work, differentiable, stand_in
 from .extension import LAYERS
 from .layers import FRAME_NUMBERS, PositionLayers, check_length, extended_forward, extended_res_block
 
@@ -44,7 +44,7 @@ def extended_unet(
     options = next((value for value in found if "wrappers" in value), {})
     rows = options.get(FRAME_NUMBERS, range(frames))
     check_length(max(rows) + 1, positions.num_frames)
-    if positions.change_nothing_on(rows):
+    if positions.change_nothing_on(rows) and not torch.is_grad_enabled():
         return executor(*args, **kwargs)
 
     patches = options.get("patches", {})
@@ -140,6 +140,8 @@ class _Maps:
 
 def _per_frame(work: Work, layers: Any, x: torch.Tensor) -> torch.Tensor:
     """The UNet's last layers, which do not mix frames: a normalisation, and a convolution to the latent's channels."""
+    if torch.is_grad_enabled():
+        return differentiable.per_frame(work, partial(type(layers).forward, layers), x)
     out = x.new_empty(len(x), layers[-1].out_channels, *x.shape[2:])
     for some in work.over(len(x), 3, x[0]):
         out[some] = type(layers).forward(layers, x[some])

@@ -1,9 +1,12 @@
-"""The nodes, one file a stage, in the data's way: load → extend → condition → sample → decode → export."""
+"""The nodes, one file a stage, in the data's way: load → extend → condition → sample → decode → export.
+
+Beside that way: post-tune → save.
+"""
 
 from comfy_api.latest import ComfyExtension, io
 
 from ..exvideo_core import host
-from . import apply, condition, decode, export, load, sample, save_extension
+from . import apply, condition, decode, export, load, post_tune, sample, save_extension
 
 NODES: list[type[io.ComfyNode]] = [
     *load.NODES,
@@ -12,6 +15,7 @@ NODES: list[type[io.ComfyNode]] = [
     *sample.NODES,
     *decode.NODES,
     *export.NODES,
+    *post_tune.NODES,
     *save_extension.NODES,
 ]
 

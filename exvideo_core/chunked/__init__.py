@@ -5,9 +5,21 @@ frames at a time, everything temporal some positions at a time, and a layer writ
 longer needs. Normalisations over a whole clip keep their statistics: these are gathered chunk by chunk first.
 """
 
+from . import differentiable
 from .decoder import decode
 from .res_block import res_block
 from .transformer import transformer
 from .work import Affine, Parked, Source, Upsampled, Work, stand_in
 
-__all__ = ["Affine", "Parked", "Source", "Upsampled", "Work", "decode", "res_block", "stand_in", "transformer"]
+__all__ = [
+    "Affine",
+    "Parked",
+    "Source",
+    "Upsampled",
+    "Work",
+    "decode",
+    "differentiable",
+    "res_block",
+    "stand_in",
+    "transformer",
+]

@@ -95,6 +95,9 @@ def _along_time(work: Work, conv: Any, norm: Any, clip: torch.Tensor) -> Iterato
 
 
 def _normalised(conv: Any, x: torch.Tensor, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> torch.Tensor:
+    if torch.is_grad_enabled():
+        mean, scale, bias = (v[:, None, None] for v in (mean, weight * (var + eps).rsqrt(), bias))
+        return _from_volume(conv(_to_volume(F.silu(((x.to(mean) - mean) * scale + bias).to(x)))))
     # What a normalisation over groups does with given statistics is one over channels, computed in float32.
     inputs = F.batch_norm(x, mean, var, weight, bias, eps=eps)
     return _from_volume(conv(_to_volume(F.silu(inputs, inplace=True))))

@@ -122,9 +122,10 @@ def _said(block: Any, token: torch.Tensor) -> torch.Tensor:
 
 def _block(block: Any, x: torch.Tensor, said: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
     """The host's transformer block on [n, tokens, C], written over x; `said` is its cross-attention."""
+    # A gradient needs what would be written over.
+    add = torch.add if torch.is_grad_enabled() else torch.Tensor.add_
     if block.ff_in:
-        x += block.ff_in(block.norm_in(x))
-    x += block.attn1(block.norm1(x), transformer_options=options)
-    x += said
-    x += block.ff(block.norm3(x))
-    return x
+        x = add(x, block.ff_in(block.norm_in(x)))
+    x = add(x, block.attn1(block.norm1(x), transformer_options=options))
+    x = add(x, said)
+    return add(x, block.ff(block.norm3(x)))

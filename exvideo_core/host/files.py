@@ -82,6 +82,27 @@ def output_destination(prefix: str, suffix: str, width: int = 0, height: int = 0
     return Destination(Path(folder, name), name, subfolder)
 
 
+def input_folder(name: str) -> Path:
+    """A folder by its full path, or by its name in the host's input folder."""
+    return Path(folder_paths.get_input_directory(), Path(name).expanduser())
+
+
+def run_folder(name: str) -> Path:
+    """The folder of a training in the output folder, among what is listed as extensions; never outside.
+
+    Raises:
+        ExVideoError: a name that leads out of there.
+    """
+    root = Path(folder_paths.get_output_directory(), MODEL_FOLDER).resolve()
+    folder = (root / name).resolve()
+    if not folder.is_relative_to(root) or folder == root:
+        raise ExVideoError(
+            f"A run is kept in a folder of its own in output/{MODEL_FOLDER}, and {name!r} does not name one: choose a "
+            "name such as post_tuning."
+        )
+    return folder
+
+
 def graph_metadata(prompt: Any, extra_pnginfo: Mapping[str, Any] | None) -> dict[str, str]:
     """What a file says of the graph that made it; empty where the user started ComfyUI with --disable-metadata."""
     if host_arguments.disable_metadata:
@@ -90,12 +111,15 @@ def graph_metadata(prompt: Any, extra_pnginfo: Mapping[str, Any] | None) -> dict
     return {key: json.dumps(value) for key, value in {**texts, **(extra_pnginfo or {})}.items()}
 
 
-def progress() -> Callable[[int, int], None]:
-    """A progress bar at the node: call it with how much is done, and of how much. Each call may be interrupted."""
+def progress() -> Callable[..., None]:
+    """A progress bar at the node: call it with how much is done, and of how much. Each call may be interrupted.
+
+    A third argument is a picture (PIL) for the node to show meanwhile.
+    """
     bar = comfy.utils.ProgressBar(1)
 
-    def update(done: int, total: int) -> None:
+    def update(done: int, total: int, picture: Any = None) -> None:
         throw_if_interrupted()
-        bar.update_absolute(done, total)
+        bar.update_absolute(done, total, None if picture is None else ("JPEG", picture, max(picture.size)))
 
     return update

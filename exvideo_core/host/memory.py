@@ -24,7 +24,7 @@ def affine(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return weight, bias
 
 
-def work(budget: int, park: bool = False) -> Work:
+def work(budget: int | None, park: bool = False) -> Work:
     """Work on the host's modules, which an interrupt ends before the next chunk."""
     return Work(budget, affine, park, comfy.model_management.throw_exception_if_processing_interrupted)
 

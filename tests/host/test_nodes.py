@@ -28,6 +28,13 @@ EXPECTED = {
     ),
     "ExVideoDecode": (["samples", "vae", "window", "overlap"], ["IMAGE"]),
     "ExVideoSave": (["images", "fps", "filename_prefix", "format", "crf", "audio"], []),
+    "ExVideoPostTune": (
+        [
+            "model", "exvideo", "clip_vision", "vae", "videos", "steps", "learning_rate", "width", "height", "seed",
+            "num_frames", "fps", "run_name", "memory", "save_every",
+        ],
+        ["EXVIDEO", "LOSS_MAP"],
+    ),
     "ExVideoSaveExtension": (["exvideo", "filename_prefix", "precision"], []),
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from dev.environment import ROOT
 NODES = {
     "ExVideoLoader", "ExVideoCheckpointLoader", "ExVideoInit", "ExVideoApply", "ExVideoConditioning",
     "ExVideoScheduler", "ExVideoSampler", "ExVideoDecode", "ExVideoSave",
-    "ExVideoSaveExtension",
+    "ExVideoPostTune", "ExVideoSaveExtension",
 }  # fmt: skip
 
 

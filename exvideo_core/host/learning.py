@@ -1,0 +1,189 @@
+"""Training inside the host's SVD: its own UNet, some of whose weights are parameters for as long as that takes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.ops
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import nn
+
+from ..conditioning import clip_pixels
+from ..extension import Extension, PositionWeights
+from ..layers import PositionLayers
+from ..types import ExVideoError, LatentShape
+from ..unet import ATTENTION_OVERRIDE, extended_unet
+from .memory import work
+from .patch import KEY, require_svd
+from .running import encode_clip, encode_frames
+
+
+class Denoiser(nn.Module):
+    """SVD as a function that can be differentiated, in the host's own classes.
+
+    Args:
+        base: the host's model: its UNet is called as it is by the host's samplers.
+        positions: the new parts of the extended layers; None for SVD itself.
+        budget: bytes of working memory beside what a pass has to keep; None keeps everything, which is fastest.
+    """
+
+    def __init__(self, base: Any, positions: PositionLayers | None, budget: int | None):
+        super().__init__()
+        self.unet, self.positions = base.diffusion_model, positions
+        self._base = [base]  # in a list, or the host's whole model would become a part of this one
+        self._options: dict[str, Any] = {ATTENTION_OVERRIDE: _torch_attention, "wrappers": {}}
+        if positions is not None:
+            extended = partial(extended_unet, positions, lambda _latents: work(budget))
+            self._options["wrappers"] = {WrappersMP.DIFFUSION_MODEL: {KEY: [extended]}}
+
+    def forward(
+        self, noised: torch.Tensor, sigma: float, image: torch.Tensor, token: torch.Tensor, ids: Mapping[str, float]
+    ) -> torch.Tensor:
+        """Latents without their noise, as the model sees them, in float32.
+
+        Args:
+            noised: latents [T, 4, H/8, W/8] on the model's own scale, plus σ times noise.
+            sigma: the noise level.
+            image: latent of the first frame, on the autoencoder's scale, [1, 4, H/8, W/8].
+            token: of the first frame, [1, 1, D].
+            ids: fps, motion_bucket_id and augmentation_level.
+        """
+        (base,), frames = self._base, len(noised)
+        y = base.encode_adm(**ids).expand(frames, -1)
+        denoised: torch.Tensor = base.apply_model(
+            noised,
+            torch.full((frames,), sigma, device=noised.device),
+            c_concat=image.expand(frames, -1, -1, -1),
+            c_crossattn=token.expand(frames, -1, -1),
+            y=y.to(noised),
+            num_video_frames=frames,
+            transformer_options=dict(self._options),
+        )
+        return denoised
+
+
+class Encoder:
+    """The host's image encoder and autoencoder of SVD, on clips."""
+
+    def __init__(self, clip_vision: Any, vae: Any):
+        self._clip_vision, self._vae = clip_vision, vae
+        self.identity = f"{_fingerprint(clip_vision.model)} {_fingerprint(vae.first_stage_model)}"
+
+    def __call__(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """From a clip [T, H, W, 3] in [0, 1]: its latents [T, 4, H/8, W/8], the token [1, 1, D] of its first frame."""
+        latents = encode_frames(self._vae, frames)
+        return latents, encode_clip(self._clip_vision, partial(clip_pixels, frames[:1]))
+
+
+def _fingerprint(network: nn.Module) -> str:
+    """A text that differs between networks of other weights, from a few numbers of each tensor."""
+    digest = hashlib.sha256()
+    for key, tensor in network.state_dict().items():
+        some = tensor.detach().flatten()[:8].float().cpu()
+        digest.update(f"{key} {tuple(tensor.shape)} {some.tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def latent_scale(model: Any) -> float:
+    """From the autoencoder's latents to the model's."""
+    return float(model.model.latent_format.scale_factor)
+
+
+def computes_in_half(model: Any) -> bool:
+    """Whether a pass computes in float16, whose gradients have to be scaled."""
+    return (model.model.manual_cast_dtype or model.model.get_dtype()) == torch.float16
+
+
+def training_memory(model: Any, latent: LatentShape) -> tuple[int, int]:
+    """Bytes of a map of the UNet's first level, and bytes of the device beside weights, masters and optimiser."""
+    dtype = model.model.manual_cast_dtype or model.model.get_dtype()
+    channels = model.model.model_config.unet_config["model_channels"]
+    one_map = channels * latent.frames * latent.height * latent.width * dtype.itemsize
+    trained = sum(t.numel() for key, t in model.model.diffusion_model.state_dict().items() if "time_stack" in key)
+    # Parameters, their gradients and the two moments of AdamW, in float32; the convolutions are about as many again.
+    free = comfy.model_management.get_total_memory(model.load_device) - model.model_size() - 2 * trained * 4 * 4
+    return one_map, max(int(free), 0)
+
+
+@contextmanager
+def trainable(model: Any, extension: Extension, budget: int | None) -> Iterator[tuple[Denoiser, dict[str, Any]]]:
+    """An SVD model that computes with an extension's tensors as parameters; as it was before when this ends.
+
+    Args:
+        model: MODEL, loaded onto its device in full. Patches that it has, such as LoRAs, count.
+        extension: where training starts. Its tensors are copied, in float32.
+        budget: see `Denoiser`.
+
+    Yields:
+        The model, and its parameters under the names of an extension file.
+
+    Raises:
+        ExVideoError: not an SVD model, one of another width, or one whose weights are quantised.
+    """
+    require_svd(model)
+    comfy.model_management.load_models_gpu([model], force_full_load=True)
+    device, unet = model.load_device, model.model.diffusion_model
+    with torch.inference_mode(False), torch.enable_grad():
+        parameters = {
+            key: nn.Parameter(tensor.detach().to(device, torch.float32, copy=True))
+            for key, tensor in extension.tensors.items()
+        }
+        ours = Extension(parameters, extension.num_frames)
+        # The wrapping of tensors into parameters keeps the very tensors, so those given are found again.
+        replaced = dict(ours.replaced_weights())
+        positions = PositionLayers((PositionWeights(*new) for new in ours.position_weights()), comfy.ops.manual_cast)
+        for layer, weights in zip(positions, ours.position_weights(), strict=True):
+            layer.table.weight, layer.conv.weight, layer.conv.bias = weights
+        with _swapped(unet, replaced):
+            yield Denoiser(model.model, positions, budget), parameters
+
+
+@contextmanager
+def _swapped(unet: nn.Module, trained: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """A UNet on other parameters: those to be trained, and for all others such as a gradient can pass."""
+    known = dict(unet.named_parameters())
+    for key, tensor in trained.items():
+        if key not in known or known[key].shape != tensor.shape:
+            got = "nothing" if key not in known else f"{list(known[key].shape)}"
+            raise ExVideoError(
+                f"This ExVideo extension does not fit the model: {key} is {list(tensor.shape)} in the extension "
+                f"and {got} in the model. Use the base it belongs to, such as svd_xt.safetensors."
+            )
+    before: list[tuple[nn.Module, dict[str, Any], Any]] = []
+    try:
+        for path, module in unet.named_modules():
+            own = {name: known[f"{path}.{name}"] for name in module._parameters if f"{path}.{name}" in known}
+            if not own:
+                continue
+            casts = getattr(module, "comfy_cast_weights", None)
+            before.append((module, dict(module._parameters), casts))
+            for name, parameter in own.items():
+                module._parameters[name] = trained.get(f"{path}.{name}", _frozen(parameter))
+            if casts is not None and any(f"{path}.{name}" in trained for name in own):
+                module.comfy_cast_weights = True  # parameters are float32, the pass may be half
+        yield
+    finally:
+        for module, parameters, casts in before:
+            module._parameters.update(parameters)
+            if casts is not None:
+                module.comfy_cast_weights = casts
+
+
+def _frozen(parameter: nn.Parameter) -> nn.Parameter:
+    """The same memory as a tensor that a gradient can pass: what nodes load are inference tensors."""
+    alias = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+    alias.set_(parameter.untyped_storage(), parameter.storage_offset(), parameter.shape, parameter.stride())
+    return nn.Parameter(alias, requires_grad=False)
+
+
+def _torch_attention(_function: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """torch's own attention, which has a gradient; of the host's others not all have."""
+    attention: torch.Tensor = comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+    return attention

@@ -1,0 +1,90 @@
+"""A whole post-tuning: from a model and a folder of videos to an extension, kept as it goes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..budget import training_budget
+from ..extension import Extension, longer_extension, write_extension
+from ..post_tuning.cache import cache_clips
+from ..post_tuning.training import Engine, Progress, Recipe, Training
+from ..types import ClipShape, ExVideoError
+from .learning import Encoder, computes_in_half, latent_scale, trainable, training_memory
+from .patch import require_svd
+
+EXTENSION = "extension.safetensors"
+CACHE = "post_tuning_cache"
+
+log = logging.getLogger(__name__)
+
+
+def post_tune(
+    model: Any,
+    extension: Extension,
+    clip_vision: Any,
+    vae: Any,
+    videos: Path,
+    size: tuple[int, int],
+    recipe: Recipe,
+    folder: Path,
+    num_frames: int = 0,
+    memory: str = "auto",
+    engine: Engine | None = None,
+    on_video: Callable[[int, int], None] = lambda done, of: None,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[Extension, list[float]]:
+    """Train an extension on a folder of videos. A run of the same settings that was stopped before goes on.
+
+    Args:
+        model: SVD, MODEL of the host; as it was when this returns.
+        extension: where training starts.
+        clip_vision, vae: of the same checkpoint.
+        videos: the folder.
+        size: height and width of the clips in pixels.
+        recipe: how.
+        folder: where state and extension of this run are kept; the encoded clips go beside it.
+        num_frames: of the clips; 0 takes as many as the extension reaches. Where there are more, it grows.
+        memory: a name in `budget.BUDGETS`.
+        engine: what it runs on.
+        on_video, on_step: told how far it is; may raise to stop, and what was learned by then is kept.
+
+    Returns:
+        The extension, and the loss of each step.
+
+    Raises:
+        ExVideoError: videos, sizes or an extension that do not fit, or a loss that is no longer a number.
+    """
+    require_svd(model)
+    extension = longer_extension(extension, num_frames)
+    shape = ClipShape.of_pixels(num_frames or extension.num_frames, *size)
+    recipe = replace(recipe, scale=latent_scale(model))
+    encoder = Encoder(clip_vision, vae)
+    clips = cache_clips(videos, shape, recipe.fps, encoder, folder.parent / CACHE, on_video)
+    log.info("ExVideo learns from %d clips of %d frames, %d×%d.", len(clips), *shape)
+    budget = training_budget(memory, *training_memory(model, shape.latent))
+    with trainable(model, extension, budget) as (denoise, parameters):
+        engine = engine or Engine()
+        if computes_in_half(model):
+            engine.learns_in_half()
+        training = Training(denoise, parameters, extension, clips, recipe, folder, engine)
+        if training.load():
+            log.info("ExVideo post-tuning goes on at step %d.", training.progress.step)
+        try:
+            training.run(on_step)
+        finally:
+            result = training.extension()
+            if not engine.rank:
+                _keep(result, folder / EXTENSION)
+    return result, training.progress.losses
+
+
+def _keep(extension: Extension, path: Path) -> None:
+    """Write what was learned, also by a run that was stopped; what keeps that from being written must not hide why."""
+    try:
+        write_extension(extension, path)
+    except ExVideoError as error:
+        log.warning("ExVideo's post-tuned extension could not be kept: %s", error)

@@ -1,0 +1,112 @@
+"""Post-tuning from the command line, with ComfyUI's own classes but without its server.
+
+    python -m exvideo_core.post_tuning --checkpoint svd_xt.safetensors --videos folder --run output_folder
+    accelerate launch -m exvideo_core.post_tuning …       on several devices
+
+Run in this pack's folder. A run that was stopped goes on when it is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..budget import BUDGETS
+from ..extension import new_extension, read_extension
+from ..standalone import become_host
+from ..types import ExVideoError
+from .many import Accelerated
+from .training import Engine, Progress, Recipe
+
+log = logging.getLogger("exvideo_core.post_tuning")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m exvideo_core.post_tuning",
+        description="Train an ExVideo extension on a folder of videos.",
+        epilog="What follows -- goes to ComfyUI, such as --cpu or --lowvram.",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="SVD, such as svd_xt.safetensors")
+    parser.add_argument("--videos", type=Path, required=True, help="folder with the videos to learn from")
+    parser.add_argument("--run", type=Path, required=True, help="folder to keep the run and its extension in")
+    parser.add_argument("--extension", type=Path, help="where training starts; a new extension by default")
+    parser.add_argument("--frames", type=int, default=0, help="of the clips; 128, or as the extension has, by default")
+    parser.add_argument("--size", default="512x512", help="of the clips, width x height in pixels")
+    parser.add_argument("--memory", choices=list(BUDGETS), default="auto")
+    for option in fields(Recipe):
+        if option.name not in ("steps", "scale"):
+            kind = {"int": int, "float": float}[str(option.type)]
+            parser.add_argument(f"--{option.name.replace('_', '-')}", type=kind, default=option.default)
+    parser.add_argument("--steps", type=int, required=True, help="in all, those of stopped runs included")
+    return parser
+
+
+def main() -> None:
+    """Train; ends with status 1 and a sentence where that cannot be done."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    given, _, for_host = _split(sys.argv[1:])
+    options = arguments().parse_args(given)
+    try:
+        # Before the host looks for its device: each of several processes has one of its own.
+        several = "WORLD_SIZE" in os.environ
+        engine = Accelerated() if several else Engine()
+        become_host(for_host)
+        _train(options, engine)
+    except ExVideoError as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit(f"Stopped. What was learned is in {options.run}; the same command goes on.")
+
+
+def _split(words: list[str]) -> tuple[list[str], str, list[str]]:
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], "--", words[at + 1 :]
+
+
+def _train(options: argparse.Namespace, engine: Engine) -> None:
+    from .. import host
+
+    width, height = _size(options.size)
+    model, clip_vision, vae = host.load_svd(options.checkpoint)
+    if options.extension:
+        extension = read_extension(options.extension)
+    else:
+        extension = new_extension(host.base_weights(model), options.frames or 128)
+    named = {option.name: getattr(options, option.name) for option in fields(Recipe) if option.name != "scale"}
+    show = _shower(options.steps) if not engine.rank else (lambda progress: None)
+    host.post_tune(
+        model, extension, clip_vision, vae, options.videos, (height, width), Recipe(**named), options.run,
+        options.frames, options.memory, engine, on_step=show,
+    )  # fmt: skip
+    if not engine.rank:
+        log.info("The extension is %s.", options.run / "extension.safetensors")
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) != 2 or not all(side.strip().isdecimal() for side in sides):
+        raise ExVideoError(f"A size is width x height in pixels, such as 512x512; got {text}.")
+    return int(sides[0]), int(sides[1])
+
+
+def _shower(steps: int) -> Any:
+    every = max(steps // 100, 1)
+
+    def show(progress: Progress) -> None:
+        if progress.step % every == 0 or progress.step == steps:
+            recent = torch.tensor(progress.losses[-every:]).mean()
+            log.info("step %d of %d, loss %.4g", progress.step, steps, recent)
+
+    return show
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Clips as the model sees them, computed once: latents and image tokens on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from ..files import open_tensors, save_tensors, whole_or_nothing
+from ..types import ClipShape, ExVideoError
+from .clips import read_clips, video_files
+from .motion import motion_bucket, motion_score
+
+log = logging.getLogger(__name__)
+
+
+class Encoder(Protocol):
+    """SVD's autoencoder and image encoder.
+
+    Attributes:
+        identity: a text that differs between encoders of other weights.
+    """
+
+    identity: str
+
+    def __call__(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """From a clip [T, H, W, 3] in [0, 1]: its latents [T, 4, H/8, W/8], the token [1, 1, D] of its first frame."""
+        ...
+
+
+class Clip(NamedTuple):
+    """One clip to learn from.
+
+    Attributes:
+        latents: [T, 4, H/8, W/8], float32, on the autoencoder's scale.
+        token: of the first frame, [1, 1, D], float32.
+        motion_bucket_id: 0 … 127.
+    """
+
+    latents: torch.Tensor
+    token: torch.Tensor
+    motion_bucket_id: int
+
+
+class Clips:
+    """The clips of a folder of videos, read from the cache one at a time.
+
+    Attributes:
+        skipped: what could not be used, and why, one text a file.
+    """
+
+    def __init__(self, files: list[Path], skipped: list[str]):
+        self._files, self.skipped = files, skipped
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, number: int) -> Clip:
+        with open_tensors(self._files[number], "Remove it, and it is made again.") as (file, _):
+            latents, token = (file.get_tensor(name).float() for name in ("latents", "token"))
+            return Clip(latents, token, int(file.metadata()["motion_bucket_id"]))
+
+
+def cache_clips(
+    folder: Path,
+    shape: ClipShape,
+    fps: float,
+    encoder: Encoder,
+    cache: Path,
+    on_video: Callable[[int, int], None] = lambda done, of: None,
+) -> Clips:
+    """Encode what is new in a folder of videos.
+
+    Args:
+        folder: with the videos, in any depth.
+        shape: of a clip; a longer video gives several.
+        fps: frames a second.
+        encoder: see `Encoder`.
+        cache: where latents and tokens are kept, about 2 bytes for 12 of the video's pixels.
+        on_video: told how many videos are done, and of how many; may raise to stop.
+
+    Raises:
+        ExVideoError: no videos, or none of them usable; says why for the first few.
+    """
+    videos, files, skipped = video_files(folder), [], []
+    for done, video in enumerate(videos):
+        on_video(done, len(videos))
+        stat = video.stat()
+        named = [str(video.resolve()), stat.st_size, stat.st_mtime_ns, *shape, fps, encoder.identity]
+        key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
+        # Written last, so that a video whose encoding was interrupted is begun again.
+        index = cache / f"{key}.json"
+        if not index.exists():
+            _encode(video, shape, fps, encoder, cache, key)
+        known = json.loads(index.read_text(encoding="utf-8"))
+        files += [cache / name for name in known["clips"]]
+        if not known["clips"]:
+            skipped.append(f"{video.name}: {known['problem']}")
+            log.warning("ExVideo cannot learn from %s.", skipped[-1])
+    on_video(len(videos), len(videos))
+    if not files:
+        more = f" (and {len(skipped) - 3} more)" if len(skipped) > 3 else ""
+        raise ExVideoError(f"None of the {len(videos)} files in {folder} can be used. {'; '.join(skipped[:3])}{more}.")
+    return Clips(files, skipped)
+
+
+def _encode(video: Path, shape: ClipShape, fps: float, encoder: Encoder, cache: Path, key: str) -> None:
+    names: list[str] = []
+    problem = ""
+    try:
+        for frames in read_clips(video, shape, fps):
+            pixels = frames.float() / 255
+            latents, token = encoder(pixels)
+            names.append(f"{key}_{len(names):04}.safetensors")
+            bucket = str(motion_bucket(motion_score(pixels)))
+            # In half precision, of which latents need no more.
+            tensors = {"latents": latents.half(), "token": token.half()}
+            save_tensors(cache / names[-1], tensors, {"motion_bucket_id": bucket, "video": video.name})
+    except ExVideoError as error:
+        if names:
+            raise
+        problem = str(error)
+    cache.mkdir(parents=True, exist_ok=True)
+    with whole_or_nothing(cache / f"{key}.json") as partial:
+        partial.write_text(json.dumps({"video": video.name, "clips": names, "problem": problem}), encoding="utf-8")

@@ -1,0 +1,78 @@
+"""Clips out of ordinary video files: any size, rate and codec that ffmpeg reads."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import imageio_ffmpeg
+import torch
+
+from ..types import ClipShape, ExVideoError
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+
+def video_files(folder: Path) -> list[Path]:
+    """What may be videos in a folder and the folders in it, in the order of their names.
+
+    Raises:
+        ExVideoError: no such folder, or nothing in it but pictures.
+    """
+    if not folder.is_dir():
+        raise ExVideoError(f"There is no folder {folder}: give the folder that has the videos to learn from.")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    videos = [path for path in files if path.suffix.lower() not in PICTURES]
+    if not videos:
+        found = f"{len(files)} pictures" if files else "nothing"
+        raise ExVideoError(f"There are no videos in {folder}, but {found}: put video files there, such as .mp4.")
+    return videos
+
+
+def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tensor]:
+    """The clips of a video file, one after the other, without the rest at its end that is too short.
+
+    The video is brought to the wanted rate, resized until it covers the wanted size, and cropped to its centre.
+
+    Args:
+        path: the file.
+        shape: of a clip.
+        fps: frames a second, which repeats or leaves out frames.
+
+    Yields:
+        [T, H, W, 3], uint8.
+
+    Raises:
+        ExVideoError: not a video, or one that is damaged before its first clip is complete. What is damaged later
+            gives the clips before it.
+    """
+    frames, height, width = shape
+    fit = f"scale={width}:{height}:force_original_aspect_ratio=increase:flags=bicubic"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", str(path), "-map", "0:v:0"]
+    command += ["-vf", f"fps={fps},{fit},crop={width}:{height}", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
+    size, clips, got = frames * height * width * 3, 0, 0
+    with tempfile.TemporaryFile() as log:
+        decoder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+        assert decoder.stdout is not None
+        try:
+            while True:
+                clip = bytearray(size)
+                got = decoder.stdout.readinto(clip)  # type: ignore[attr-defined]
+                if got < size:
+                    break
+                clips += 1
+                yield torch.frombuffer(clip, dtype=torch.uint8).view(frames, height, width, 3)
+            failed = decoder.wait() != 0
+        finally:
+            decoder.kill()
+            decoder.wait()
+            decoder.stdout.close()
+        if clips:
+            return
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip().splitlines()
+    if failed or not got:
+        raise ExVideoError(f"it cannot be read as a video (ffmpeg: {said[-1] if said else 'nothing found'})")
+    raise ExVideoError(f"it has {got * frames // size} frames at {fps:g} a second, and a clip needs {frames}")

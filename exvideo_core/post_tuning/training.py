@@ -1,0 +1,264 @@
+"""The training loop: AdamW on the 528 tensors of an extension, their running average, checkpoints to go on from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+from ..extension import Extension
+from ..files import open_tensors, save_tensors
+from ..types import ExVideoError
+from .cache import Clip
+from .objective import CONTRAST, draw, loss, noise_like
+
+STATE = "training.state"
+"""A .safetensors file, under a name that no list of models shows."""
+AUTHORS_LEARNING_RATE = 1e-5
+
+log = logging.getLogger(__name__)
+
+Denoise = Callable[..., torch.Tensor]
+Parameters = Mapping[str, torch.nn.Parameter]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        steps: in all, those of earlier runs that this one goes on from included.
+        learning_rate: of AdamW. The authors take 1e-5.
+        seed: of the order of clips, noise levels and noise.
+        fps: frames a second that the model is told; the clips have as many.
+        scale: from the autoencoder's latents to the model's.
+        contrast: see `objective.loss`.
+        weight_decay: of AdamW.
+        clip_norm: the gradient is scaled down to this norm where it is longer.
+        average: share of the running average that stays, each time it takes the parameters in.
+        average_every: steps between these times.
+        save_every: steps between checkpoints.
+        accumulate: clips to a step.
+    """
+
+    steps: int
+    learning_rate: float = AUTHORS_LEARNING_RATE
+    seed: int = 0
+    fps: float = 30.0
+    scale: float = 0.18215
+    contrast: float = CONTRAST
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    average: float = 0.9
+    average_every: int = 10
+    save_every: int = 500
+    accumulate: int = 1
+
+
+class Engine:
+    """One device. What several processes do otherwise is in `many.py`."""
+
+    rank, processes = 0, 1
+
+    def __init__(self) -> None:
+        self.scaler = GradScaler(enabled=False)
+
+    def learns_in_half(self) -> None:
+        """Passes compute in float16, in which gradients would vanish; scaled up they do not."""
+        self.scaler = GradScaler()
+
+    def prepare(self, denoise: Any, optimizer: Any) -> tuple[Any, Any]:
+        return denoise, optimizer
+
+    def backward(self, value: torch.Tensor) -> None:
+        torch.autograd.backward(self.scaler.scale(value))
+
+    def step(self, optimizer: Any, parameters: Parameters, clip_norm: float) -> float:
+        """Take a step, unless the gradient is not finite; returns its norm."""
+        self.scaler.unscale_(optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), clip_norm))
+        if self.scaler.is_enabled():
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        elif math.isfinite(norm):
+            optimizer.step()
+        return norm
+
+    def mean(self, value: float) -> float:
+        """Over all processes."""
+        return value
+
+
+@dataclass
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        step: steps done.
+        losses: of each.
+    """
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+
+
+class Training:
+    """A training that can be stopped after any step, kept, and gone on with to the same numbers.
+
+    Args:
+        denoise: as `host.Denoiser`; differentiable.
+        parameters: what is trained, float32, by names in an extension file.
+        start: the extension that they started from.
+        clips: to learn from.
+        recipe: how.
+        folder: where the state is kept; None keeps none.
+        engine: what it runs on.
+    """
+
+    def __init__(
+        self,
+        denoise: Denoise,
+        parameters: Parameters,
+        start: Extension,
+        clips: Sequence[Clip] | Any,
+        recipe: Recipe,
+        folder: Path | None = None,
+        engine: Engine | None = None,
+    ):
+        if recipe.steps < 1:
+            raise ExVideoError(f"Post-tuning needs at least 1 step, got steps = {recipe.steps}.")
+        if not 0 < recipe.learning_rate < 1:
+            raise ExVideoError(f"A learning rate lies between 0 and 1, got {recipe.learning_rate}.")
+        self._parameters, self._start, self._clips = parameters, start, clips
+        self._recipe, self._folder, self._engine = recipe, folder, engine or Engine()
+        optimizer = torch.optim.AdamW(parameters.values(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+        self._denoise, self._optimizer = self._engine.prepare(denoise, optimizer)
+        # In main memory: as large as the parameters, and seldom needed.
+        self._average = {key: parameter.detach().cpu().clone() for key, parameter in parameters.items()}
+        self.progress = Progress()
+
+    def run(self, on_step: Callable[[Progress], None] = lambda progress: None) -> Extension:
+        """Train to the last step of the recipe.
+
+        Args:
+            on_step: called after each step; may raise to stop, and then what was learned is kept in the folder.
+
+        Raises:
+            ExVideoError: the loss is no longer a number. What was learned before is kept in the folder.
+        """
+        recipe, progress = self._recipe, self.progress
+        try:
+            while progress.step < recipe.steps:
+                progress.losses.append(self._step(progress.step))
+                progress.step += 1
+                if progress.step % recipe.average_every == 0:
+                    self._take_in()
+                on_step(progress)
+                if progress.step % recipe.save_every == 0 and progress.step < recipe.steps:
+                    self._try_to_save()
+        finally:
+            self._try_to_save()
+        return self.extension()
+
+    def extension(self) -> Extension:
+        """What has been learned: the running average, once there is one of several."""
+        averaged = self.progress.step >= 2 * self._recipe.average_every
+        tensors = self._average if averaged else {k: p.detach().cpu().clone() for k, p in self._parameters.items()}
+        texts = {"training": json.dumps({**asdict(self._recipe), "steps": self.progress.step})}
+        return Extension(dict(tensors), self._start.num_frames, {**self._start.metadata, **texts})
+
+    def _step(self, step: int) -> float:
+        recipe, engine, total = self._recipe, self._engine, 0.0
+        for turn in range(recipe.accumulate):
+            value = self._loss((step * recipe.accumulate + turn) * engine.processes + engine.rank) / recipe.accumulate
+            # Of all processes, so that they stop together.
+            total += engine.mean(float(value.detach()))
+            if not math.isfinite(total):
+                self._optimizer.zero_grad(set_to_none=True)
+                kept = f" What was learned before is in {self._folder}." if self._folder else ""
+                raise ExVideoError(
+                    f"Post-tuning stopped at step {step + 1}: its loss is no longer a number.{kept} Lower the learning "
+                    "rate, or look for a damaged video."
+                )
+            engine.backward(value)
+        for parameter in self._parameters.values():
+            # AdamW's weight decay acts on weights without a gradient, too: queries and keys of a single token.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        engine.step(self._optimizer, self._parameters, recipe.clip_norm)
+        self._optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def _loss(self, number: int) -> torch.Tensor:
+        recipe = self._recipe
+        chance = draw(recipe.seed, number, len(self._clips))
+        clip = self._clips[chance.clip]
+        device = next(iter(self._parameters.values())).device
+        latents = recipe.scale * clip.latents.to(device)
+        noised = latents + chance.sigma * noise_like(latents, chance.seed)
+        ids = {"fps": recipe.fps, "motion_bucket_id": clip.motion_bucket_id, "augmentation_level": 0.0}
+        denoised = self._denoise(noised, chance.sigma, clip.latents[:1].to(device), clip.token.to(device), ids)
+        return loss(denoised, latents, chance.sigma, recipe.contrast)
+
+    def _take_in(self) -> None:
+        times = self.progress.step // self._recipe.average_every
+        # As an average of few, as long as there are few, or it would stay near where training began.
+        stays = min(self._recipe.average, (times - 1) / (times + 1))
+        for key, parameter in self._parameters.items():
+            self._average[key].lerp_(parameter.detach().cpu(), 1 - stays)
+
+    def _try_to_save(self) -> None:
+        """Keep the state; where that fails, of a full disk, say, the training goes on and the state before it stays."""
+        if self._folder is None or self._engine.rank or not self.progress.step:
+            return
+        try:
+            self.save()
+        except ExVideoError as error:
+            log.warning("ExVideo post-tuning at step %d could not be kept: %s", self.progress.step, error)
+
+    def save(self) -> None:
+        """Write the state into the folder, whole or not at all."""
+        assert self._folder is not None
+        tensors = {f"average.{key}": tensor for key, tensor in self._average.items()}
+        for key, parameter in self._parameters.items():
+            state = self._optimizer.state.get(parameter, {})
+            tensors |= {f"{name}.{key}": state[name] for name in ("exp_avg", "exp_avg_sq") if name in state}
+            tensors[f"parameter.{key}"] = parameter.detach()
+        texts = {"step": str(self.progress.step), "losses": json.dumps(self.progress.losses)}
+        texts |= {"recipe": self._settings(), "scaler": json.dumps(self._engine.scaler.state_dict())}
+        save_tensors(self._folder / STATE, tensors, texts)
+
+    def load(self) -> bool:
+        """Go on from the state in the folder, where there is one of the same settings; says whether there was."""
+        if self._folder is None or not (self._folder / STATE).exists():
+            return False
+        with open_tensors(self._folder / STATE, "Remove it to begin anew.") as (file, shapes):
+            texts = file.metadata()
+            same = all(shapes.get(f"parameter.{key}") == p.shape for key, p in self._parameters.items())
+            if not same or texts.get("recipe") != self._settings():
+                return False
+            step = int(texts["step"])
+            for key, parameter in self._parameters.items():
+                with torch.no_grad():
+                    parameter.copy_(file.get_tensor(f"parameter.{key}"))
+                self._average[key].copy_(file.get_tensor(f"average.{key}"))
+                moments = {n: file.get_tensor(f"{n}.{key}").to(parameter.device) for n in ("exp_avg", "exp_avg_sq")}
+                self._optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+            self._engine.scaler.load_state_dict(json.loads(texts["scaler"]))
+            self.progress = Progress(step, json.loads(texts["losses"]))
+        return True
+
+    def _settings(self) -> str:
+        """What must be the same for a run to go on: all but how long it is and how often it is kept."""
+        settings: dict[str, Any] = asdict(self._recipe)
+        for free in ("steps", "save_every"):
+            settings.pop(free)
+        settings |= {"clips": len(self._clips), "frames": self._start.num_frames, "processes": self._engine.processes}
+        return json.dumps(settings)

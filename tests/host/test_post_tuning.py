@@ -1,0 +1,298 @@
+"""Post-tuning inside the host: the gradient against the authors' code, what it leaves alone, whole trainings."""
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import comfy.model_management
+import imageio_ffmpeg
+import pytest
+import torch
+from exvideo_pack.exvideo_core import host
+from exvideo_pack.exvideo_core.extension import new_extension, read_extension
+from exvideo_pack.exvideo_core.post_tuning import training
+from exvideo_pack.exvideo_core.post_tuning.objective import draw, loss, noise_like
+from exvideo_pack.exvideo_core.post_tuning.training import Recipe
+from exvideo_pack.exvideo_core.svd import UNET_PREFIX, SVDLayout, UNetLayout
+from exvideo_pack.exvideo_core.tiny import LAYOUT, draw_checkpoint, draw_extension
+from exvideo_pack.exvideo_core.types import ExVideoError
+from safetensors.torch import load_file, save_file
+
+from dev import reference
+from dev.inside import svd_model
+
+SCALE = 0.18215
+
+
+@pytest.fixture
+def learning():
+    """As the loop runs: the host has nodes in inference mode, in which nothing learns."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def batch(frames, height, width, context, seed=0):
+    """Latents of the autoencoder, a token, and the ids that the authors train with."""
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(frames, 4, height, width, generator=generator) / SCALE
+    token = torch.randn(1, 1, context, generator=generator)
+    return latents, token, {"fps": 30, "motion_bucket_id": 90, "augmentation_level": 0}
+
+
+def the_authors_gradient(checkpoint, extension, layout, latents, token, ids, level):
+    """By their UNet, their noise, their step and their weight, as their training script puts them together."""
+    network, scheduler = reference.unet(checkpoint, extension, layout.head), reference.scheduler()
+    scheduler.set_timesteps(1000)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in extension.tensors)
+    timestep, scaled = scheduler.timesteps[level], SCALE * latents
+    noised = scheduler.add_noise(scaled, noise_like(latents, 5), timestep)
+    image = latents[:1].expand_as(latents)
+    ids = torch.tensor([[ids["fps"] - 1, ids["motion_bucket_id"], ids["augmentation_level"]]])
+    predicted = network(torch.cat([noised, image], 1), timestep, token[0], ids)
+    denoised = scheduler.step(predicted, timestep, noised.clone(), to_final=True)
+    error = torch.nn.functional.mse_loss(denoised, 1.01 * scaled) * scheduler.training_weight(timestep)
+    error.backward()
+    return error.item(), {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
+
+
+def our_gradient(model, extension, budget, latents, token, ids, level):
+    sigma = float(reference_sigmas()[level])
+    with host.trainable(model, extension, budget) as (denoise, parameters):
+        noised = SCALE * latents + sigma * noise_like(latents, 5)
+        error = loss(denoise(noised, sigma, latents[:1], token, ids), SCALE * latents, sigma)
+        error.backward()
+        return error.item(), {key: parameter.grad for key, parameter in parameters.items()}
+
+
+def reference_sigmas():
+    scheduler = reference.scheduler()
+    scheduler.set_timesteps(1000)
+    return scheduler.sigmas
+
+
+def apart(ours, theirs):
+    """The largest relative difference of a tensor's gradient.
+
+    Some have none: queries and keys for a single token, and a bias that a normalisation takes away again. There the
+    authors' code computes what rounding leaves.
+    """
+    nothing = 1e-7 * max(float(tensor.norm()) for tensor in theirs.values())
+    ours = {key: torch.zeros_like(tensor) if ours[key] is None else ours[key] for key, tensor in theirs.items()}
+    for key, tensor in theirs.items():
+        assert (float(tensor.norm()) < nothing) == (float(ours[key].norm()) < nothing), key
+    return max(
+        float((ours[key] - tensor).norm() / tensor.norm())
+        for key, tensor in theirs.items()
+        if float(tensor.norm()) >= nothing
+    )
+
+
+@pytest.mark.parametrize("level", [100, 500, 900])
+@pytest.mark.parametrize("budget", [None, 2**20])
+def test_the_gradient_is_the_authors(learning, budget, level):
+    checkpoint = draw_checkpoint(LAYOUT, part=UNET_PREFIX)
+    compare_gradients(checkpoint, LAYOUT.unet, 27, 16, 24, budget, level)
+
+
+@pytest.mark.slow
+def test_the_gradient_is_the_authors_at_svd_s_width(learning):
+    """All 16 blocks with SVD's 320 channels and its heads of 64; the wider ones have the same parts."""
+    layout = replace(SVDLayout(), unet=UNetLayout(multipliers=(1, 1, 1, 1)))
+    checkpoint = draw_checkpoint(layout, part=UNET_PREFIX)
+    compare_gradients(checkpoint, layout.unet, 3, 16, 16, 2**26, 500)
+
+
+def compare_gradients(checkpoint, layout, frames, height, width, budget, level):
+    extension = draw_extension(checkpoint, 32)
+    clip = batch(frames, height, width, layout.context)
+    model = svd_model(checkpoint, torch.device("cpu"), torch.float32)
+    ours = our_gradient(model, extension, budget, *clip, level)
+    theirs = the_authors_gradient(checkpoint, extension, layout, *clip, level)
+    assert len(theirs[1]) == 528
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
+    assert apart(ours[1], theirs[1]) < 1e-4
+
+
+# --- whole trainings -------------------------------------------------------------------------------------------
+
+FRAMES, SIDE = 26, 64
+
+
+def make_videos(folder, seconds, *sources):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, source in enumerate(sources):
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", source, "-t", str(seconds)]
+        subprocess.run([*command, str(folder / f"{number}.mp4")], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return make_videos(
+        tmp_path_factory.mktemp("videos"), 1, "testsrc=size=80x64:rate=30", "mandelbrot=size=64x64:rate=30"
+    )
+
+
+@pytest.fixture
+def tune(loaded, extension, videos, tmp_path):
+    """Post-tune the tiny model; each call with a folder of the same name is the same run."""
+    model, clip_vision, vae = loaded
+
+    def call(steps, run="run", start=None, folder=videos, on_step=lambda progress: None, frames=FRAMES, **recipe):
+        given = Recipe(steps, **{"learning_rate": 1e-4, "save_every": 2, "average_every": 2, **recipe})
+        start = start or extension
+        size = (SIDE, SIDE)
+        return host.post_tune(
+            model, start, clip_vision, vae, folder, size, given, tmp_path / run, frames, on_step=on_step
+        )
+
+    return call
+
+
+def same(one, other):
+    return all(torch.equal(tensor, other.tensors[key]) for key, tensor in one.tensors.items())
+
+
+def test_what_is_learned_are_the_temporal_blocks_and_nothing_else(tune, loaded, extension):
+    unet = loaded[0].model.diffusion_model
+    before = {key: (parameter, parameter.clone()) for key, parameter in unet.named_parameters()}
+    start = {key: tensor.clone() for key, tensor in extension.tensors.items()}
+    learned, losses = tune(3)
+    for key, parameter in unet.named_parameters():
+        assert parameter is before[key][0]
+        assert torch.equal(parameter, before[key][1])
+    assert all(torch.equal(tensor, start[key]) for key, tensor in extension.tensors.items())
+    assert not any(module.__dict__.get("comfy_cast_weights") for module in unet.modules())
+    assert len(losses) == 3
+    moved = [key for key, tensor in learned.tensors.items() if not torch.equal(tensor, start[key].float())]
+    # All 528: what has no gradient is moved by AdamW's weight decay, but for what is zero.
+    assert {key.split(".")[1] for key in moved} == {key.split(".")[1] for key in start}
+    assert all(key in moved or not start[key].any() for key in start)
+    assert json.loads(learned.metadata["training"])["steps"] == 3
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(tune):
+    whole, losses = tune(5, "whole")
+
+    class StopError(Exception):
+        pass
+
+    def stop(progress):
+        if progress.step == 3:
+            raise StopError
+
+    with pytest.raises(StopError):
+        tune(5, "stopped", on_step=stop)
+    went_on, others = tune(5, "stopped")
+    assert others == losses
+    assert same(went_on, whole)
+    # And one that was finished goes on when there are more steps to it.
+    tune(3, "longer")
+    longer, others = tune(5, "longer")
+    assert others == losses
+    assert same(longer, whole)
+
+
+def test_another_seed_or_rate_is_another_run(tune):
+    _, losses = tune(2)
+    assert tune(2, seed=1)[1] != losses
+    assert len(tune(2, learning_rate=2e-4)[1]) == 2
+
+
+def test_a_stopped_run_keeps_its_extension(tune, tmp_path, extension):
+    def interrupt(progress):
+        if progress.step == 2:
+            comfy.model_management.interrupt_current_processing()
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        tune(50, on_step=interrupt)
+    kept = read_extension(tmp_path / "run" / "extension.safetensors")
+    assert json.loads(kept.metadata["training"])["steps"] == 2
+    assert kept.num_frames == extension.num_frames
+    assert not same(kept, extension)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tune, loaded, tmp_path, extension, monkeypatch):
+    """By a clip whose latents are damaged in the cache, which comes second."""
+    tune(1)
+    (order,) = [[draw(0, step, 2).clip for step in range(2)]]
+    files = sorted((tmp_path / "post_tuning_cache").glob("*.safetensors"))
+    index = sorted((tmp_path / "post_tuning_cache").glob("*.json"), key=lambda p: json.loads(p.read_text())["video"])
+    damaged = [json.loads(path.read_text())["clips"][0] for path in index][order[1]]
+    (path,) = [file for file in files if file.name == damaged]
+    tensors, texts = load_file(path), {"motion_bucket_id": "3"}
+    tensors["latents"][5] = torch.nan
+    save_file(tensors, path, texts)
+    with pytest.raises(ExVideoError, match="stopped at step 2: its loss is no longer a number"):
+        tune(4)
+    kept = read_extension(tmp_path / "run" / "extension.safetensors")
+    assert json.loads(kept.metadata["training"])["steps"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in kept.tensors.values())
+
+
+def test_a_full_disk_at_a_checkpoint_loses_nothing(tune, tmp_path, monkeypatch, caplog):
+    """The device that is always full stands for it; the run ends, and gives its extension to the graph."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    real = training.save_tensors
+
+    def full(path, tensors, texts):
+        if path.name == training.STATE:
+            path = Path("/proc/no/space/left")
+        return real(path, tensors, texts)
+
+    monkeypatch.setattr(training, "save_tensors", full)
+    learned, losses = tune(4)
+    assert len(losses) == 4
+    assert "could not be kept" in caplog.text
+    assert not list(folder.glob("*.state*"))
+    assert same(learned, tune(4, "another")[0])
+
+
+def test_lengths_from_one_frame_to_more_than_the_extension_has(tune, loaded):
+    start = new_extension(host.base_weights(loaded[0]), 8)
+    one, _ = tune(1, "one", start=new_extension(host.base_weights(loaded[0]), 1), frames=0)
+    assert one.num_frames == 1
+    longer, _ = tune(1, "longer", start=start, frames=20)
+    assert longer.num_frames == 20
+    assert longer.tensors["blocks.7.positional_embedding.embeddings"].shape == (20, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "at least 1 step"),
+        ({"steps": 1, "learning_rate": 0.0}, "learning rate lies between"),
+        ({"steps": 1, "frames": 500}, "None of the 2 files"),
+    ],
+)
+def test_settings_that_cannot_be(tune, change, message):
+    with pytest.raises(ExVideoError, match=message):
+        tune(**change)
+
+
+def test_an_extension_of_another_width_is_refused(tune, loaded):
+    wider = dict(replace(LAYOUT.unet, channels=64).tensors())
+    other = new_extension(lambda key: torch.zeros(wider[key]), FRAMES)
+    with pytest.raises(ExVideoError, match="does not fit the model"):
+        tune(1, start=other)
+
+
+def test_half_precision_learns(loaded, extension, learning):
+    """With the model in bfloat16: parameters stay float32, and their gradient is near that of float32."""
+    model = narrow_in(torch.bfloat16)
+    plain = narrow_in(torch.float32)
+    clip = batch(5, 8, 8, LAYOUT.unet.context)
+    half, full = (our_gradient(m, extension, None, *clip, 500) for m in (model, plain))
+    assert half[0] == pytest.approx(full[0], rel=0.05)
+    one, other = (torch.cat([g.flatten() for g in gradient[1].values() if g is not None]) for gradient in (half, full))
+    assert one.dtype == torch.float32
+    assert float(torch.nn.functional.cosine_similarity(one, other, 0)) > 0.98
+
+
+def narrow_in(dtype):
+    checkpoint = {key: tensor.to(dtype) for key, tensor in draw_checkpoint(LAYOUT, part=UNET_PREFIX).items()}
+    return svd_model(checkpoint, torch.device("cpu"), dtype)

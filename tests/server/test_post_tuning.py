@@ -1,0 +1,102 @@
+"""Post-tuning through the real server's queue."""
+
+import json
+import subprocess
+import threading
+
+import imageio_ffmpeg
+import pytest
+import requests
+from safetensors import safe_open
+
+from dev.client import ClientError, PromptCancelledError
+
+TINY = {"ckpt_name": "exvideo_tiny_svd.safetensors", "exvideo_name": "exvideo_tiny_128f.safetensors"}
+
+
+@pytest.fixture
+def videos(server):
+    """In the input folder, under the node's default name."""
+    folder = server.base / "input" / "videos"
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "lavfi"]
+    subprocess.run([*command, "-i", "testsrc=size=80x64:rate=30", "-t", "1", str(folder / "a.mp4")], check=True)
+    return folder
+
+
+def graph(**inputs):
+    tuned = {
+        "model": ["1", 0], "clip_vision": ["1", 1], "vae": ["1", 2], "exvideo": ["2", 0], "videos": "videos",
+        "steps": 3, "learning_rate": 1e-4, "width": 64, "height": 64, "seed": 1, "num_frames": 8, **inputs,
+    }  # fmt: skip
+    return {
+        "1": {"class_type": "ExVideoCheckpointLoader", "inputs": TINY},
+        "2": {"class_type": "ExVideoLoader", "inputs": {"exvideo_name": TINY["exvideo_name"]}},
+        "3": {"class_type": "ExVideoPostTune", "inputs": tuned},
+        "4": {
+            "class_type": "ExVideoSaveExtension",
+            "inputs": {"exvideo": ["3", 0], "filename_prefix": "exvideo/tuned"},
+        },
+    }
+
+
+def finish(client, prompt):
+    prompt_id, events = client.queue(prompt, None), []
+    client.follow(prompt_id, lambda kind, data: events.append((kind, data)))
+    return client.history(prompt_id), events
+
+
+def test_a_folder_of_videos_becomes_an_extension(client, server, videos):
+    history, events = finish(client, graph(run_name="queue"))
+    (curve,) = history["outputs"]["3"]["images"]
+    picture = requests.get(f"{server.url}/view", params=curve, timeout=30)
+    assert picture.headers["content-type"] == "image/png"
+    steps = [data for kind, data in events if kind == "progress" and data["node"] == "3"]
+    assert (steps[-1]["value"], steps[-1]["max"]) == (3, 3)
+    folder = server.base / "output" / "exvideo"
+    for path in (folder / "queue" / "extension.safetensors", folder / "tuned_00001_.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        assert metadata["frames"] == "128"
+        assert json.loads(metadata["training"])["steps"] == 3
+    listed = str(server.get("/object_info/ExVideoLoader")["ExVideoLoader"]["input"]["required"]["exvideo_name"])
+    assert "queue/extension.safetensors" in listed
+    assert "training.state" not in listed
+
+
+def test_an_interrupt_keeps_what_was_learned_and_the_next_run_goes_on(client, server, videos):
+    timer = None
+
+    def interrupt(kind, data):
+        nonlocal timer
+        if kind == "progress" and data["node"] == "3" and data["max"] == 1000 and data["value"] == 4 and not timer:
+            timer = threading.Thread(target=requests.post, args=(f"{server.url}/interrupt",), kwargs={"timeout": 30})
+            timer.start()
+
+    prompt_id = client.queue(graph(run_name="stopped", steps=1000), None)
+    with pytest.raises(PromptCancelledError):
+        client.follow(prompt_id, interrupt)
+    path = server.base / "output" / "exvideo" / "stopped" / "extension.safetensors"
+    with safe_open(path, framework="pt") as file:
+        learned = json.loads(file.metadata()["training"])["steps"]
+    assert 4 <= learned < 1000
+    _, events = finish(client, graph(run_name="stopped", steps=learned + 1))
+    steps = [data["value"] for kind, data in events if kind == "progress" and data["node"] == "3" and data["max"] > 1]
+    assert steps[-1] == learned + 1
+    assert not set(range(3, learned)) & set(steps)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"videos": "nowhere"}, r"There is no folder .*nowhere"),
+        ({"videos": " "}, "needs a folder of videos"),
+        ({"run_name": "../../outside"}, r"does not name one: choose a name such as post_tuning"),
+        ({"num_frames": 100}, "None of the 1 files .* has 30 frames"),
+    ],
+)
+def test_bad_input_ends_in_a_sentence(client, videos, saved_files, inputs, message):
+    before = saved_files()
+    with pytest.raises(ClientError, match=f"ExVideoPostTune.*{message}"):
+        finish(client, graph(**inputs))
+    assert {path for path in saved_files() - before if "post_tuning_cache" not in path.parts} == set()
