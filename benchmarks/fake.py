@@ -62,6 +62,20 @@ class Counted(NamedTuple):
     operations: int
 
 
+class Attention(torch.autograd.Function):
+    """Attention as one kernel: for its gradient it keeps inputs and output."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any) -> torch.Tensor:  # type: ignore[override]
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, _gradient: Any) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
 def count(build: Build, *shapes: tuple[int, ...], operations: bool = False) -> Counted:
     """Count one run in half precision on inputs of these shapes. Attention is one kernel, as on a GPU."""
     attention = 0
@@ -69,7 +83,7 @@ def count(build: Build, *shapes: tuple[int, ...], operations: bool = False) -> C
     def one_kernel(query: Any, key: Any, *_: Any, **__: Any) -> torch.Tensor:
         nonlocal attention
         attention += 4 * query.numel() * key.shape[-2]
-        return torch.empty_like(query)
+        return Attention.apply(query, key, _[0])  # type: ignore[no-untyped-call]
 
     fused = patch.object(F, "scaled_dot_product_attention", one_kernel)
     try:
@@ -98,7 +112,7 @@ def authors_unet() -> tuple[torch.nn.Module, Run]:
 def our_unet(budget: int | None, park: bool = False) -> tuple[torch.nn.Module, Run]:
     """ComfyUI's UNet, extended to 128 frames, with so much working memory, skip connections parked or not."""
     become_host("--cpu")
-    chunked, extension, layers, svd, unet = _core("chunked", "extension", "layers", "svd", "unet")
+    chunked, extension, layers, svd, unet = core("chunked", "extension", "layers", "svd", "unet")
     attention: Any = importlib.import_module("comfy.ldm.modules.attention")
     shapes = {svd.UNET_PREFIX + key: shape for key, shape in svd.SVDLayout().unet.tensors()}
     on_meta = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
@@ -143,7 +157,7 @@ def host_decoder() -> tuple[torch.nn.Module, Run]:
 def our_decoder(budget: int | None) -> tuple[torch.nn.Module, Run]:
     """ComfyUI's temporal decoder in chunks."""
     network, _ = host_decoder()
-    (chunked,) = _core("chunked")
+    (chunked,) = core("chunked")
     return network, partial(chunked.decode, chunked.Work(budget), network)
 
 
@@ -155,7 +169,7 @@ def host_encoder() -> tuple[torch.nn.Module, Run]:
 
 def _host_vae(part: str) -> torch.nn.Module:
     become_host("--cpu")
-    checkpoint, svd = _core("host.checkpoint", "svd")
+    checkpoint, svd = core("host.checkpoint", "svd")
     network: torch.nn.Module = getattr(checkpoint.autoencoder(svd.SVDLayout()), part)
     _give_storage(network)
     attention = importlib.import_module("comfy.ldm.modules.diffusionmodules.model").pytorch_attention
@@ -165,7 +179,7 @@ def _host_vae(part: str) -> torch.nn.Module:
     return network
 
 
-def _core(*names: str) -> list[Any]:
+def core(*names: str) -> list[Any]:
     return [importlib.import_module(f"{ALIAS}.exvideo_core.{name}") for name in names]
 
 

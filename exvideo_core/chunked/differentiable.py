@@ -8,6 +8,7 @@ chunk are in memory. Without a budget, nothing is computed twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,17 +65,14 @@ def res_block(work: Work, block: Any, x: torch.Tensor, emb: torch.Tensor, frames
         volumes = (rearrange(maps, "t c h w -> 1 c t h w") for maps in (spatial, spatial + added))
         return rearrange(block.time_mixer(*volumes), "1 c t h w -> t c h w")
 
-    def joined(some: slice, emb: torch.Tensor) -> torch.Tensor:
-        return _image(block, torch.cat([part[some] for part in parts], 1), emb)
+    def joined(emb: torch.Tensor, *pieces: Any) -> torch.Tensor:
+        return _image(block, torch.cat([piece[:] for piece in pieces], 1), emb)
 
     def whole(emb: torch.Tensor) -> torch.Tensor:
         one = emb.new_empty(()).expand(block.out_channels, *parts[0].shape[2:])
-        sizes = _sizes(work, len(emb), _RES_MAPS, one)
-        ends = torch.tensor(sizes).cumsum(0).tolist()
-        some = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-        spatial = torch.cat(
-            [_again(work, joined, part, e) for part, e in zip(some, torch.split(emb, sizes), strict=True)]
-        )
+        slices = list(work.over(len(emb), _RES_MAPS, one))
+        pieces = zip(*(_cut(part, slices) for part in (emb, *parts)), strict=True)
+        spatial = torch.cat([_again(work, joined, *of) for of in pieces])
         videos = []
         for clip, shift in zip(torch.split(spatial, frames), torch.split(stack.emb_layers(emb), frames), strict=True):
             hidden = _along_time(work, stack.in_layers[0], stack.in_layers[-1], clip) + shift[:, :, None, None]
@@ -98,6 +96,22 @@ def _along_time(work: Work, norm: Any, conv: Any, clip: torch.Tensor) -> torch.T
     sizes = _sizes(work, clip.shape[2], _RES_MAPS, clip[:, :, 0])
     parts = torch.split(clip, sizes, 2)
     return torch.cat([_again(work, _normalised, conv, part, mean, var, weight, bias, norm.eps) for part in parts], 2)
+
+
+def _cut(part: Source, slices: list[slice]) -> list[Any]:
+    """Pieces of a source; what has yet to be made is not made now."""
+    if isinstance(part, torch.Tensor):
+        return list(torch.split(part, [some.stop - some.start for some in slices]))
+    return [_Piece(part, some) for some in slices]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    part: Source
+    some: slice
+
+    def __getitem__(self, _all: Any) -> Any:
+        return self.part[self.some]
 
 
 def _sizes(work: Work, count: int, maps: float, one: torch.Tensor) -> list[int]:

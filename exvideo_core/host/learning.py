@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import nn
 
 from ..conditioning import clip_pixels
-from ..extension import Extension, PositionWeights
+from ..extension import Extension
 from ..layers import PositionLayers
 from ..types import ExVideoError, LatentShape
 from ..unet import ATTENTION_OVERRIDE, extended_unet
@@ -131,23 +131,32 @@ def trainable(model: Any, extension: Extension, budget: int | None) -> Iterator[
     comfy.model_management.load_models_gpu([model], force_full_load=True)
     device, unet = model.load_device, model.model.diffusion_model
     with torch.inference_mode(False), torch.enable_grad():
-        parameters = {
-            key: nn.Parameter(tensor.detach().to(device, torch.float32, copy=True))
-            for key, tensor in extension.tensors.items()
-        }
-        ours = Extension(parameters, extension.num_frames)
-        # The wrapping of tensors into parameters keeps the very tensors, so those given are found again.
-        replaced = dict(ours.replaced_weights())
-        positions = PositionLayers((PositionWeights(*new) for new in ours.position_weights()), comfy.ops.manual_cast)
-        for layer, weights in zip(positions, ours.position_weights(), strict=True):
-            layer.table.weight, layer.conv.weight, layer.conv.bias = weights
-        with _swapped(unet, replaced):
+        parameters, positions = as_parameters(extension, device)
+        with swapped(unet, dict(Extension(parameters, extension.num_frames).replaced_weights())):
             yield Denoiser(model.model, positions, budget), parameters
 
 
+def as_parameters(extension: Extension, device: torch.device) -> tuple[dict[str, nn.Parameter], PositionLayers]:
+    """An extension's tensors as parameters in float32, copied, and the layers of those that SVD does not have."""
+    parameters = {
+        key: nn.Parameter(tensor.detach().to(device, torch.float32, copy=True))
+        for key, tensor in extension.tensors.items()
+    }
+    weights = list(Extension(parameters, extension.num_frames).position_weights())
+    positions = PositionLayers(weights, comfy.ops.manual_cast)
+    for layer, own in zip(positions, weights, strict=True):
+        # The very parameters, which the layers would otherwise wrap into others.
+        layer.table.weight, layer.conv.weight, layer.conv.bias = own
+    return parameters, positions
+
+
 @contextmanager
-def _swapped(unet: nn.Module, trained: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """A UNet on other parameters: those to be trained, and for all others such as a gradient can pass."""
+def swapped(unet: nn.Module, trained: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """A UNet on other parameters: those to be trained, and for all others such as a gradient can pass.
+
+    Raises:
+        ExVideoError: parameters that do not fit the UNet.
+    """
     known = dict(unet.named_parameters())
     for key, tensor in trained.items():
         if key not in known or known[key].shape != tensor.shape:

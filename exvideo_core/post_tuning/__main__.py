@@ -1,7 +1,7 @@
 """Post-tuning from the command line, with ComfyUI's own classes but without its server.
 
-    python -m exvideo_core.post_tuning --checkpoint svd_xt.safetensors --videos folder --run output_folder
-    accelerate launch -m exvideo_core.post_tuning …       on several devices
+    python -m exvideo_core.post_tuning --checkpoint svd_xt.safetensors --videos folder --output folder
+    accelerate launch -m exvideo_core.post_tuning …       on several devices; torchrun does, too
 
 Run in this pack's folder. A run that was stopped goes on when it is started again.
 """
@@ -36,7 +36,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="SVD, such as svd_xt.safetensors")
     parser.add_argument("--videos", type=Path, required=True, help="folder with the videos to learn from")
-    parser.add_argument("--run", type=Path, required=True, help="folder to keep the run and its extension in")
+    parser.add_argument("--output", type=Path, required=True, help="folder to keep the run and its extension in")
     parser.add_argument("--extension", type=Path, help="where training starts; a new extension by default")
     parser.add_argument("--frames", type=int, default=0, help="of the clips; 128, or as the extension has, by default")
     parser.add_argument("--size", default="512x512", help="of the clips, width x height in pixels")
@@ -51,24 +51,21 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Train; ends with status 1 and a sentence where that cannot be done."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    given, _, for_host = _split(sys.argv[1:])
-    options = arguments().parse_args(given)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("exvideo_core").setLevel(logging.INFO)  # ours, not all that the host says
+    words = sys.argv[1:]
+    ours = words.index("--") if "--" in words else len(words)
+    options = arguments().parse_args(words[:ours])
     try:
         # Before the host looks for its device: each of several processes has one of its own.
         several = "WORLD_SIZE" in os.environ
         engine = Accelerated() if several else Engine()
-        become_host(for_host)
+        become_host(words[ours + 1 :])
         _train(options, engine)
     except ExVideoError as error:
         sys.exit(f"{error}")
     except KeyboardInterrupt:
-        sys.exit(f"Stopped. What was learned is in {options.run}; the same command goes on.")
-
-
-def _split(words: list[str]) -> tuple[list[str], str, list[str]]:
-    at = words.index("--") if "--" in words else len(words)
-    return words[:at], "--", words[at + 1 :]
+        sys.exit(f"Stopped. What was learned is in {options.output}; the same command goes on.")
 
 
 def _train(options: argparse.Namespace, engine: Engine) -> None:
@@ -83,11 +80,11 @@ def _train(options: argparse.Namespace, engine: Engine) -> None:
     named = {option.name: getattr(options, option.name) for option in fields(Recipe) if option.name != "scale"}
     show = _shower(options.steps) if not engine.rank else (lambda progress: None)
     host.post_tune(
-        model, extension, clip_vision, vae, options.videos, (height, width), Recipe(**named), options.run,
+        model, extension, clip_vision, vae, options.videos, (height, width), Recipe(**named), options.output,
         options.frames, options.memory, engine, on_step=show,
     )  # fmt: skip
     if not engine.rank:
-        log.info("The extension is %s.", options.run / "extension.safetensors")
+        log.info("The extension is %s.", options.output / "extension.safetensors")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -98,8 +98,8 @@ def test_the_gradient_is_the_authors(learning, budget, level):
 
 @pytest.mark.slow
 def test_the_gradient_is_the_authors_at_svd_s_width(learning):
-    """All 16 blocks with SVD's 320 channels and its heads of 64; the wider ones have the same parts."""
-    layout = replace(SVDLayout(), unet=UNetLayout(multipliers=(1, 1, 1, 1)))
+    """All 16 blocks with 320 and 640 channels and heads of 64; those of 1280 have the same parts."""
+    layout = replace(SVDLayout(), unet=UNetLayout(multipliers=(1, 2, 1, 1)))
     checkpoint = draw_checkpoint(layout, part=UNET_PREFIX)
     compare_gradients(checkpoint, layout.unet, 3, 16, 16, 2**26, 500)
 

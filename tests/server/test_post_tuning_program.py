@@ -1,0 +1,101 @@
+"""Post-tuning from the command line: killed and gone on with, and in two processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import imageio_ffmpeg
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from dev.environment import ROOT
+from dev.inside import host_path
+from exvideo_core.tiny import CHECKPOINT, write_tiny_model
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """The command with all that it needs but how long and where to; both clips of the videos have different numbers."""
+    folder = tmp_path_factory.mktemp("program")
+    write_tiny_model(folder)
+    (folder / "videos").mkdir()
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi"]
+    for source in ("testsrc", "testsrc2", "rgbtestsrc"):
+        video = str(folder / "videos" / f"{source}.mp4")
+        subprocess.run([*ffmpeg, "-i", f"{source}=size=64x64:rate=30", "-t", "0.3", video], check=True)
+    return [
+        "-m", "exvideo_core.post_tuning", f"--checkpoint={folder / CHECKPOINT}", f"--videos={folder / 'videos'}",
+        "--frames=6", "--size=64x64", "--learning-rate=1e-4", "--save-every=1", "--average-every=2",
+    ]  # fmt: skip
+
+
+def start(program, output, *options, processes=1):
+    many = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
+    command = [sys.executable, *many, *program, f"--output={output}", *options, "--", "--cpu"]
+    # One thread each, so that all sums are in the same order.
+    env = {**os.environ, "COMFYUI_PATH": str(host_path()), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finished(process):
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(program, tmp_path):
+    whole = start(program, tmp_path / "whole", "--steps=5")
+    said = finished(whole)
+    assert "step 5 of 5" in said
+    killed = start(program, tmp_path / "killed", "--steps=5")
+    state = tmp_path / "killed" / "training.state"
+    until = time.monotonic() + 200
+    while not state.exists():
+        assert killed.poll() is None, killed.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    with safe_open(state, framework="pt") as file:
+        assert 1 <= int(file.metadata()["step"]) <= 5
+    assert "goes on at step" in finished(start(program, tmp_path / "killed", "--steps=5"))
+    same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_two_processes_learn_as_one_that_takes_two_clips_a_step(program, tmp_path):
+    finished(start(program, tmp_path / "one", "--steps=3", "--accumulate=2"))
+    said = finished(start(program, tmp_path / "two", "--steps=3", processes=2))
+    assert said.count("step 3 of 3") == 1
+    same(tmp_path / "one", tmp_path / "two", tolerance=1e-6)
+
+
+def same(one, other, tolerance=0.0):
+    states = [load_file(folder / "training.state") for folder in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    for key, tensor in states[0].items():
+        torch.testing.assert_close(states[1][key], tensor, rtol=0, atol=tolerance)
+    extensions = [load_file(folder / "extension.safetensors") for folder in (one, other)]
+    for key, tensor in extensions[0].items():
+        torch.testing.assert_close(extensions[1][key], tensor, rtol=0, atol=max(tolerance, 0) * 1e3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps=1", "--size=big"], "A size is width x height in pixels, such as 512x512; got big."),
+        (["--steps=1", "--videos=/nowhere"], "There is no folder /nowhere"),
+    ],
+)
+def test_bad_input_ends_in_a_sentence(program, tmp_path, options, message):
+    process = start(program, tmp_path / "run", *options)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert message in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
