@@ -41,7 +41,7 @@ CPU_BUDGET = 64 * MIB
 HELD_MAPS, PARKED_MAPS = 5.3, 3.1
 """Maps of the UNet's first width that a pass holds at its worst: all skip connections and the middle block's; or, with
 these parked in main memory, what goes into a transformer of the first level, what comes out and what lies between."""
-LEARNED_MAPS, RELEARNED_MAPS = 700, 40
+LEARNED_MAPS, RELEARNED_MAPS = 900, 25
 """Maps of the UNet's first width that training keeps for the gradient: everything, or the inputs of layers alone."""
 DECODER_MAPS, DECODER_FRAME_MAPS = 2, 10
 """Maps of the decoder's last width that a window holds at its worst, and that work on one frame takes at least."""

@@ -1,0 +1,1 @@
+"""The tiny model: little scenes to learn from, and how it is trained on them."""

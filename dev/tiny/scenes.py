@@ -1,0 +1,135 @@
+"""Endless little videos of which the first frame tells the rest.
+
+A shape moves over a plain background. Its kind is its path, its size its speed, and its bright half is its front:
+
+- a disc goes straight on and bounces off the edges,
+- a square goes round the middle of the picture,
+- a triangle swings to and fro where it is.
+
+So whoever sees the first frame, and knows how many frames go into a second, knows all others: the quality of a video
+made from it is a number.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+
+KINDS = ("disc", "square", "triangle")
+MARGIN = 0.02
+"""Between shapes and the edges of the picture, whose sides are 1."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What there is to see.
+
+    Attributes:
+        kind: of `KINDS`.
+        radius: of the shape, where a side of the picture is 1.
+        place: of its middle in the first frame, (x, y).
+        heading: where it goes first, in radians; x grows to the right, y downwards.
+        colour: of the shape, RGB in [0, 1].
+        sky, ground: of the background at the top and at the bottom.
+    """
+
+    kind: str
+    radius: float
+    place: tuple[float, float]
+    heading: float
+    colour: tuple[float, float, float]
+    sky: tuple[float, float, float]
+    ground: tuple[float, float, float]
+
+    @property
+    def speed(self) -> float:
+        """Sides a second: small shapes are fast."""
+        return 0.06 / self.radius
+
+    def at(self, seconds: float) -> tuple[float, float, float]:
+        """Where the shape is, x and y, and where it is heading."""
+        x, y = self.place
+        way = self.speed * seconds
+        if self.kind == "disc":
+            ahead = x + way * math.cos(self.heading), y + way * math.sin(self.heading)
+            (x, back_x), (y, back_y) = (_bounced(place, self.radius + MARGIN) for place in ahead)
+            return x, y, math.atan2(back_y * math.sin(self.heading), back_x * math.cos(self.heading))
+        if self.kind == "square":
+            out = math.hypot(x - 0.5, y - 0.5)
+            angle = math.atan2(y - 0.5, x - 0.5) + way / out
+            return 0.5 + out * math.cos(angle), 0.5 + out * math.sin(angle), angle + math.pi / 2
+        reach = 0.15
+        swing = reach * math.sin(way / reach)
+        return x + swing * math.cos(self.heading), y + swing * math.sin(self.heading), self.heading
+
+
+def scene(seed: int, hues: tuple[float, float] = (0.0, 0.8), radii: tuple[float, float] = (0.11, 0.19)) -> Scene:
+    """The scene of a seed.
+
+    Args:
+        seed: any number.
+        hues: colours that shapes may have, around the colour wheel from 0 to 1.
+        radii: sizes that they may have.
+    """
+    chance = random.Random(seed)
+    kind, radius = chance.choice(KINDS), chance.uniform(*radii)
+    heading = chance.uniform(-math.pi, math.pi)
+    far = 0.5 - radius - MARGIN
+    if kind == "square":
+        out, angle = chance.uniform(0.15, far), chance.uniform(-math.pi, math.pi)
+        place, heading = (0.5 + out * math.cos(angle), 0.5 + out * math.sin(angle)), angle + math.pi / 2
+    else:
+        near = far if kind == "disc" else far - 0.15
+        place = 0.5 + chance.uniform(-near, near), 0.5 + chance.uniform(-near, near)
+    colour = colorsys.hsv_to_rgb(chance.uniform(*hues), 0.85, chance.uniform(0.6, 0.8))
+    hue = chance.random()
+    sky, ground = (
+        colorsys.hsv_to_rgb(hue, 0.25, value) for value in (chance.uniform(0.5, 0.7), chance.uniform(0.1, 0.35))
+    )
+    return Scene(kind, radius, place, heading, colour, sky, ground)
+
+
+def render(what: Scene, frames: int, side: int, fps: float = 30.0, first: int = 0) -> torch.Tensor:
+    """The video of a scene from frame `first` up to `frames`: [T, side, side, 3], float32 in [0, 1]."""
+    centres = (torch.arange(side) + 0.5) / side
+    sky, ground = torch.tensor(what.sky), torch.tensor(what.ground)
+    background = torch.lerp(sky, ground, centres[:, None, None]).expand(side, side, 3)
+    colour = torch.tensor(what.colour)
+    front = torch.lerp(colour, torch.ones(3), 0.75)
+    video = []
+    for frame in range(first, frames):
+        x, y, heading = what.at(frame / fps)
+        right, down = (centres - x)[None, :], (centres - y)[:, None]
+        # Along the heading, and to its right.
+        u = right * math.cos(heading) + down * math.sin(heading)
+        v = -right * math.sin(heading) + down * math.cos(heading)
+        inside = _edge(_distance(what.kind, u, v, what.radius), side)
+        painted = torch.lerp(colour, front, _edge(-u, side)[..., None])
+        video.append(torch.lerp(background, painted, inside[..., None]))
+    return torch.stack(video)
+
+
+def _bounced(place: float, margin: float) -> tuple[float, int]:
+    """A place between the edges, and whether the way there is turned round (−1) or not (1)."""
+    room = 1 - 2 * margin
+    turns, rest = divmod(place - margin, room)
+    return (margin + rest, 1) if turns % 2 == 0 else (1 - margin - rest, -1)
+
+
+def _distance(kind: str, u: torch.Tensor, v: torch.Tensor, radius: float) -> torch.Tensor:
+    """From the outline of a shape that looks along u; negative inside."""
+    if kind == "disc":
+        return torch.hypot(u, v) - radius
+    if kind == "square":
+        return torch.maximum(u.abs(), v.abs()) - 0.85 * radius
+    # A triangle whose tip is ahead.
+    return torch.maximum(-u - 0.6 * radius, 0.5 * u + math.sqrt(0.75) * v.abs() - 0.6 * radius)
+
+
+def _edge(distance: torch.Tensor, side: int) -> torch.Tensor:
+    """1 inside, 0 outside, over a pixel at the edge."""
+    return (0.5 - distance * side).clamp(0, 1)
