@@ -1,7 +1,7 @@
 # Everything is done by dev/ in Python; this only gives the commands short names.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: help demo test parity bench lint host clean
+.PHONY: help demo test parity bench train-tiny lint host clean
 
 help:
 	@echo "make demo   a video from a picture, as the last line its path:"
@@ -9,6 +9,7 @@ help:
 	@echo "make test   lint, types and tests; ARGS=… goes to pytest, HOST=none leaves out ComfyUI"
 	@echo "make parity the comparison with the authors' code in full, about 45 minutes on 2 cores and 17 GiB of memory"
 	@echo "make bench  memory counted and passes timed, beside the authors' code; about 25 minutes, 17 GiB of memory"
+	@echo "make train-tiny  train the tiny model on little scenes, from nothing; hours on 2 cores, goes on where it stopped"
 	@echo "make lint   ruff alone"
 	@echo "make host   only the environment: .venv and a ComfyUI"
 	@echo "make clean  remove all of that, and out/"
@@ -32,6 +33,9 @@ bench: host
 	@.venv/bin/python -m benchmarks.counted
 	@.venv/bin/python -m benchmarks.measured $(ARGS)
 	@.venv/bin/python -m benchmarks.started
+
+train-tiny: host
+	@.venv/bin/python -m dev.tiny $(ARGS)
 
 lint: host
 	@.venv/bin/python -m ruff check .

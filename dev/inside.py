@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dev.environment import HOST, ROOT
+from exvideo_core import standalone
 
 ALIAS = "exvideo_pack"
 """The pack's name among modules: a ComfyUI, too, loads it by its path, never by a name."""
@@ -27,14 +28,7 @@ def become_host(*arguments: str) -> ModuleType:
     """Make this process a ComfyUI started with these arguments, and load the pack into it; returns the pack."""
     if ALIAS in sys.modules:
         return sys.modules[ALIAS]
-    # First on the path, or `import nodes` would find our folder instead of the host's module.
-    sys.path.insert(0, str(host_path()))
-    argv, sys.argv = sys.argv, [sys.argv[0], *arguments]
-    try:
-        importlib.import_module("comfy.options").enable_args_parsing()
-        importlib.import_module("comfy.cli_args")
-    finally:
-        sys.argv = argv
+    standalone.become_host(arguments, host_path())
     spec = importlib.util.spec_from_file_location(ALIAS, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     assert spec is not None
     assert spec.loader is not None

@@ -11,16 +11,18 @@ from pathlib import Path
 from .types import ExVideoError
 
 
-def become_host(arguments: Sequence[str] = ()) -> None:
+def become_host(arguments: Sequence[str] = (), path: Path | None = None) -> None:
     """Make ComfyUI's modules importable, as if it had been started with these arguments.
 
-    It is the one at COMFYUI_PATH, else the one in whose custom_nodes folder this pack lies.
+    Args:
+        arguments: ComfyUI's own, such as --cpu.
+        path: of its folder; else COMFYUI_PATH names it, or this pack lies in its custom_nodes folder.
 
     Raises:
         ExVideoError: there is none.
     """
-    tried = [os.environ.get("COMFYUI_PATH"), Path(__file__).resolve().parents[3]]
-    found = [Path(path) for path in tried if path and Path(path, "comfy", "model_management.py").is_file()]
+    tried = [path] if path else [os.environ.get("COMFYUI_PATH"), Path(__file__).resolve().parents[3]]
+    found = [Path(folder) for folder in tried if folder and Path(folder, "comfy", "model_management.py").is_file()]
     if not found:
         raise ExVideoError(
             "No ComfyUI was found: put this pack into its custom_nodes folder, or set COMFYUI_PATH to ComfyUI's folder."

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
@@ -127,6 +126,7 @@ class ExVideoPostTune(io.ComfyNode):
     ) -> io.NodeOutput:
         if not videos.strip():
             raise ExVideoError("Post-Tune ExVideo needs a folder of videos: give its path at `videos`.")
+        folder, subfolder = host.run_folder(run_name)
         update = host.progress()
 
         def on_step(progress: Progress) -> None:
@@ -142,15 +142,15 @@ class ExVideoPostTune(io.ComfyNode):
             host.input_folder(videos.strip()),
             (height, width),
             Recipe(steps, learning_rate, seed, fps, save_every=save_every),
-            host.run_folder(run_name),
+            folder,
             num_frames,
             memory,
             on_video=update,
             on_step=on_step,
         )
-        curve = torch.from_numpy(np.asarray(loss_curve(losses)).astype(np.float32) / 255)[None]
         loss_map = {"loss": [torch.tensor(loss) for loss in losses]}
-        return io.NodeOutput(extension, loss_map, ui=ui.PreviewImage(curve, cls=cls))
+        curve = ui.SavedResult(host.CURVE, subfolder, io.FolderType.output)
+        return io.NodeOutput(extension, loss_map, ui=ui.SavedImages([curve]))
 
     @classmethod
     def fingerprint_inputs(cls, videos: str, **_: Any) -> list[tuple[str, int, int]]:

@@ -16,10 +16,11 @@ from .files import (
 )
 from .learning import Denoiser, Encoder, trainable
 from .patch import apply_extension, base_weights, require_svd
-from .post_tune import post_tune
+from .post_tune import CURVE, post_tune
 from .running import encode_clip, encode_frames, sample_euler
 
 __all__ = [
+    "CURVE",
     "MODEL_FOLDER",
     "Denoiser",
     "Encoder",

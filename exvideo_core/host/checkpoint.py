@@ -33,12 +33,12 @@ def load_svd(path: Path) -> tuple[Any, Any, Any]:
     with open_tensors(path, "Choose an SVD checkpoint of that format.") as (_, shapes):
         layout = read_layout(path.name, shapes)
     if layout == SVDLayout():
-        model, _, vae, clip_vision, *_ = comfy.sd.load_checkpoint_guess_config(
+        model, _, vae, encoder, *_ = comfy.sd.load_checkpoint_guess_config(
             str(path), output_vae=True, output_clip=False, output_clipvision=True
         )
-        return model, clip_vision, vae
+        return model, encoder, vae
     weights = comfy.utils.load_torch_file(str(path), safe_load=True)
-    return _narrow_model(weights, layout), _narrow_clip_vision(weights, layout), _narrow_vae(weights, layout)
+    return _narrow_model(weights, layout), narrow_clip_vision(weights, layout), narrow_vae(weights, layout)
 
 
 def _narrow_model(weights: dict[str, torch.Tensor], layout: SVDLayout) -> Any:
@@ -57,13 +57,14 @@ def _narrow_model(weights: dict[str, torch.Tensor], layout: SVDLayout) -> Any:
     return ModelPatcher(model, load_device=device, offload_device=management.unet_offload_device())
 
 
-def _narrow_clip_vision(weights: dict[str, torch.Tensor], layout: SVDLayout) -> Any:
+def narrow_clip_vision(weights: dict[str, torch.Tensor], layout: SVDLayout) -> Any:
+    """CLIP_VISION of SVD at a layout's widths, out of a checkpoint's tensors."""
     with tempfile.TemporaryDirectory(prefix="exvideo-") as folder:
         path = Path(folder, "config.json")
         path.write_text(json.dumps(layout.clip.config()), encoding="utf-8")
-        clip_vision = comfy.clip_vision.ClipVisionModel(str(path))
-    clip_vision.load_sd(comfy.clip_vision.convert_to_transformers(weights, CLIP_PREFIX))
-    return clip_vision
+        encoder = comfy.clip_vision.ClipVisionModel(str(path))
+    encoder.load_sd(comfy.clip_vision.convert_to_transformers(weights, CLIP_PREFIX))
+    return encoder
 
 
 def autoencoder(layout: SVDLayout) -> Any:
@@ -79,14 +80,15 @@ def autoencoder(layout: SVDLayout) -> Any:
     ).eval()
 
 
-def _narrow_vae(weights: dict[str, torch.Tensor], layout: SVDLayout) -> Any:
+def narrow_vae(weights: dict[str, torch.Tensor], layout: SVDLayout) -> Any:
+    """VAE of SVD at a layout's widths, out of a checkpoint's tensors."""
     widths, network = layout.vae.config(), autoencoder(layout)
     network.load_state_dict(comfy.utils.state_dict_prefix_replace(weights, {VAE_PREFIX: ""}, filter_keys=True))
     # The host takes widths for image autoencoders only. One of those stands in while it settles everything else:
     # device, dtype, ranges, estimates of memory. Then ours takes its place.
     params = {"embed_dim": widths["z_channels"], "ddconfig": widths}
-    vae = comfy.sd.VAE(sd=AutoencoderKL(**params).state_dict(), config={"params": params})
-    vae.first_stage_model = network.to(vae.vae_dtype)
+    loaded = comfy.sd.VAE(sd=AutoencoderKL(**params).state_dict(), config={"params": params})
+    loaded.first_stage_model = network.to(loaded.vae_dtype)
     offload_device = comfy.model_management.vae_offload_device()
-    vae.patcher = ModelPatcher(network, load_device=vae.device, offload_device=offload_device)
-    return vae
+    loaded.patcher = ModelPatcher(network, load_device=loaded.device, offload_device=offload_device)
+    return loaded

@@ -87,20 +87,20 @@ def input_folder(name: str) -> Path:
     return Path(folder_paths.get_input_directory(), Path(name).expanduser())
 
 
-def run_folder(name: str) -> Path:
-    """The folder of a training in the output folder, among what is listed as extensions; never outside.
+def run_folder(name: str) -> tuple[Path, str]:
+    """The folder of a training in the output folder, among what is listed as extensions, and its subfolder there.
 
     Raises:
         ExVideoError: a name that leads out of there.
     """
-    root = Path(folder_paths.get_output_directory(), MODEL_FOLDER).resolve()
-    folder = (root / name).resolve()
-    if not folder.is_relative_to(root) or folder == root:
+    output = Path(folder_paths.get_output_directory()).resolve()
+    folder = (output / MODEL_FOLDER / name).resolve()
+    if output / MODEL_FOLDER not in folder.parents:
         raise ExVideoError(
             f"A run is kept in a folder of its own in output/{MODEL_FOLDER}, and {name!r} does not name one: choose a "
             "name such as post_tuning."
         )
-    return folder
+    return folder, folder.relative_to(output).as_posix()
 
 
 def graph_metadata(prompt: Any, extra_pnginfo: Mapping[str, Any] | None) -> dict[str, str]:

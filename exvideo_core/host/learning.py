@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -44,25 +44,33 @@ class Denoiser(nn.Module):
             self._options["wrappers"] = {WrappersMP.DIFFUSION_MODEL: {KEY: [extended]}}
 
     def forward(
-        self, noised: torch.Tensor, sigma: float, image: torch.Tensor, token: torch.Tensor, ids: Mapping[str, float]
+        self,
+        noised: torch.Tensor,
+        sigmas: torch.Tensor,
+        images: torch.Tensor,
+        tokens: torch.Tensor,
+        ids: Sequence[Mapping[str, float]],
     ) -> torch.Tensor:
-        """Latents without their noise, as the model sees them, in float32.
+        """Latents without their noise, as the model sees them, in float32; of several videos of the same length.
 
         Args:
-            noised: latents [T, 4, H/8, W/8] on the model's own scale, plus σ times noise.
-            sigma: the noise level.
-            image: latent of the first frame, on the autoencoder's scale, [1, 4, H/8, W/8].
-            token: of the first frame, [1, 1, D].
-            ids: fps, motion_bucket_id and augmentation_level.
+            noised: latents on the model's own scale, plus σ times noise, [videos · T, 4, H/8, W/8].
+            sigmas: noise levels, [videos].
+            images: latents of the first frames, on the autoencoder's scale, [videos, 4, H/8, W/8].
+            tokens: of the first frames, [videos, 1, D].
+            ids: fps, motion_bucket_id and augmentation_level of each video.
         """
-        (base,), frames = self._base, len(noised)
-        y = base.encode_adm(**ids).expand(frames, -1)
+        (base,), frames = self._base, len(noised) // len(sigmas)
+        y = torch.cat([base.encode_adm(**each) for each in ids])
+        sigmas, images, tokens, y = (
+            each.repeat_interleave(frames, 0) for each in (sigmas, images, tokens, y.to(noised))
+        )
         denoised: torch.Tensor = base.apply_model(
             noised,
-            torch.full((frames,), sigma, device=noised.device),
-            c_concat=image.expand(frames, -1, -1, -1),
-            c_crossattn=token.expand(frames, -1, -1),
-            y=y.to(noised),
+            sigmas,
+            c_concat=images,
+            c_crossattn=tokens,
+            y=y,
             num_video_frames=frames,
             transformer_options=dict(self._options),
         )

@@ -10,13 +10,15 @@ from typing import Any
 
 from ..budget import training_budget
 from ..extension import Extension, longer_extension, write_extension
+from ..files import whole_or_nothing
 from ..post_tuning.cache import cache_clips
+from ..post_tuning.curve import loss_curve
 from ..post_tuning.training import Engine, Progress, Recipe, Training
 from ..types import ClipShape, ExVideoError
 from .learning import Encoder, computes_in_half, latent_scale, trainable, training_memory
 from .patch import require_svd
 
-EXTENSION = "extension.safetensors"
+EXTENSION, CURVE = "extension.safetensors", "losses.png"
 CACHE = "post_tuning_cache"
 
 log = logging.getLogger(__name__)
@@ -77,14 +79,16 @@ def post_tune(
             training.run(on_step)
         finally:
             result = training.extension()
-            if not engine.rank:
-                _keep(result, folder / EXTENSION)
+            if training.progress.step and not engine.rank:
+                _keep(result, training.progress.losses, folder)
     return result, training.progress.losses
 
 
-def _keep(extension: Extension, path: Path) -> None:
+def _keep(extension: Extension, losses: list[float], folder: Path) -> None:
     """Write what was learned, also by a run that was stopped; what keeps that from being written must not hide why."""
     try:
-        write_extension(extension, path)
-    except ExVideoError as error:
+        write_extension(extension, folder / EXTENSION)
+        with whole_or_nothing(folder / CURVE) as partial:
+            loss_curve(losses).save(partial)
+    except (ExVideoError, OSError) as error:
         log.warning("ExVideo's post-tuned extension could not be kept: %s", error)

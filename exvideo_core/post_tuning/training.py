@@ -204,7 +204,8 @@ class Training:
         latents = recipe.scale * clip.latents.to(device)
         noised = latents + chance.sigma * noise_like(latents, chance.seed)
         ids = {"fps": recipe.fps, "motion_bucket_id": clip.motion_bucket_id, "augmentation_level": 0.0}
-        denoised = self._denoise(noised, chance.sigma, clip.latents[:1].to(device), clip.token.to(device), ids)
+        sigma = torch.tensor([chance.sigma], device=device)
+        denoised = self._denoise(noised, sigma, clip.latents[:1].to(device), clip.token.to(device), [ids])
         return loss(denoised, latents, chance.sigma, recipe.contrast)
 
     def _take_in(self) -> None:

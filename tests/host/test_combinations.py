@@ -1,6 +1,7 @@
 """The extended model among everything else that ComfyUI does with a model."""
 
 import random
+import subprocess
 
 import comfy.cldm.cldm
 import comfy.controlnet
@@ -8,6 +9,7 @@ import comfy.model_management
 import comfy.ops
 import comfy.samplers
 import comfy.sd
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -275,6 +277,7 @@ def test_no_node_reads_or_changes_global_random_state(nodes, loaded, models, ext
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     model, clip_vision, vae = loaded
     extended = host.apply_extension(model, extension)
+    make_video(tmp_path / "videos")
     latent, names = conditions["latent"], {"exvideo_name": "exvideo_tiny_128f.safetensors"}
     inputs = {
         "ExVideoLoader": names,
@@ -289,6 +292,10 @@ def test_no_node_reads_or_changes_global_random_state(nodes, loaded, models, ext
         "ExVideoSampler": {"model": extended, **conditions, "steps": 1},
         "ExVideoDecode": {"samples": latent, "vae": vae},
         "ExVideoSave": {"images": torch.full((2, 64, 64, 3), 0.4)},
+        "ExVideoPostTune": {
+            "model": model, "exvideo": extension, "clip_vision": clip_vision, "vae": vae, "num_frames": 2, "steps": 1,
+            "width": 64, "height": 64, "videos": str(tmp_path / "videos"),
+        },
         "ExVideoSaveExtension": {"exvideo": extension},
     }  # fmt: skip
     assert inputs.keys() == nodes.keys()
@@ -303,8 +310,14 @@ def test_no_node_reads_or_changes_global_random_state(nodes, loaded, models, ext
         assert torch.equal(torch.get_rng_state(), states[0]), node_id
         assert random.getstate() == states[1], node_id
         assert np.random.get_state()[1].tolist() == states[2], node_id
-    assert len(list(tmp_path.rglob("*.mp4"))) == 1
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    assert len(list((tmp_path / "video").glob("*.mp4"))) == 1
+    assert len(list((tmp_path / "exvideo").glob("*.safetensors"))) == 1
+
+
+def make_video(folder):
+    folder.mkdir()
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "testsrc=size=64x64:rate=30"]
+    subprocess.run([*command, "-t", "0.1", str(folder / "a.mp4")], check=True)
 
 
 # --- memory --------------------------------------------------------------------------------------------------

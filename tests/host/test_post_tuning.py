@@ -61,7 +61,7 @@ def our_gradient(model, extension, budget, latents, token, ids, level):
     sigma = float(reference_sigmas()[level])
     with host.trainable(model, extension, budget) as (denoise, parameters):
         noised = SCALE * latents + sigma * noise_like(latents, 5)
-        error = loss(denoise(noised, sigma, latents[:1], token, ids), SCALE * latents, sigma)
+        error = loss(denoise(noised, torch.tensor([sigma]), latents[:1], token, [ids]), SCALE * latents, sigma)
         error.backward()
         return error.item(), {key: parameter.grad for key, parameter in parameters.items()}
 
@@ -156,6 +156,8 @@ def same(one, other):
 
 
 def test_what_is_learned_are_the_temporal_blocks_and_nothing_else(tune, loaded, extension):
+    # First, for what another test has patched is put back by new parameters.
+    comfy.model_management.load_models_gpu([loaded[0]], force_full_load=True)
     unet = loaded[0].model.diffusion_model
     before = {key: (parameter, parameter.clone()) for key, parameter in unet.named_parameters()}
     start = {key: tensor.clone() for key, tensor in extension.tensors.items()}

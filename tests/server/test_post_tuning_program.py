@@ -99,3 +99,12 @@ def test_bad_input_ends_in_a_sentence(program, tmp_path, options, message):
     assert message in said
     assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
+
+
+def test_without_a_comfyui_it_says_how_to_find_one(tmp_path):
+    command = [sys.executable, "-m", "exvideo_core.post_tuning"]
+    options = [f"--{name}={tmp_path}" for name in ("checkpoint", "videos", "output")]
+    env = {**os.environ, "COMFYUI_PATH": str(tmp_path)}
+    done = subprocess.run([*command, *options, "--steps=1"], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("No ComfyUI was found: put this pack into its custom_nodes folder")

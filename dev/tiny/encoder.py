@@ -1,0 +1,100 @@
+"""The tiny model's image encoder, trained to tell from a picture of a scene what is to be seen in it."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dev.inside import ALIAS, become_host
+from dev.tiny.autoencoder import SIDE, Report
+from dev.tiny.scenes import KINDS, Scene, render, scene
+
+BATCH = 32
+
+_NAMES = {
+    "vision_model.embeddings.class_embedding": "class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "conv1.weight",
+    "vision_model.embeddings.position_embedding.weight": "positional_embedding",
+    "vision_model.pre_layrnorm": "ln_pre",
+    "vision_model.post_layernorm": "ln_post",
+    "vision_model.encoder.layers": "transformer.resblocks",
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+"""ComfyUI's names of parts → OpenCLIP's, which SVD's checkpoints have."""
+
+
+def train_encoder(layout: Any, steps: int, learning_rate: float, report: Report) -> dict[str, torch.Tensor]:
+    """Train, and return its tensors under SVD's names.
+
+    Args:
+        layout: widths, an `SVDLayout`.
+        steps: of `BATCH` pictures each.
+        learning_rate: at first; it falls to zero like a cosine.
+        report: told step and loss.
+    """
+    become_host("--cpu")
+    checkpoint, conditioning, svd, tiny = (
+        importlib.import_module(f"{ALIAS}.exvideo_core.{name}")
+        for name in ("host.checkpoint", "conditioning", "svd", "tiny")
+    )
+    clip_vision = checkpoint.narrow_clip_vision(tiny.draw_checkpoint(layout, part=svd.CLIP_PREFIX), layout)
+    network = clip_vision.model.float().requires_grad_(True)
+    head = nn.Linear(layout.clip.projection, len(_facts(scene(0))))
+    parameters = [*network.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        scenes = [scene(number) for number in range(step * BATCH, (step + 1) * BATCH)]
+        pixels = torch.cat(
+            [
+                conditioning.clip_pixels(
+                    render(what, 1, SIDE), clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std
+                )
+                for what in scenes
+            ]
+        )
+        token = network(pixel_values=pixels, intermediate_output=-2)[2]
+        loss = F.mse_loss(head(token), torch.tensor([_facts(what) for what in scenes]))
+        # A token of deviation 1 is what the UNet expects.
+        loss = loss + 0.01 * (token.square().mean() - 1).square()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        report(step, float(loss.detach()))
+    tensors = _under_openclip_names({key: tensor.detach().clone() for key, tensor in network.state_dict().items()})
+    return {svd.CLIP_PREFIX + key: tensor for key, tensor in tensors.items()}
+
+
+def _facts(what: Scene) -> list[float]:
+    """What can be seen, in numbers around 0."""
+    kind = [float(what.kind == name) for name in KINDS]
+    place = [4 * (along - 0.5) for along in what.place]
+    front = [math.cos(what.heading), math.sin(what.heading)]
+    colours = [2 * value - 1 for colour in (what.colour, what.sky, what.ground) for value in colour]
+    return [*kind, *place, *front, 25 * (what.radius - 0.15), *colours]
+
+
+def _under_openclip_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    renamed = {}
+    for key, tensor in tensors.items():
+        name = key
+        for ours, theirs in _NAMES.items():
+            name = name.replace(ours, theirs)
+        renamed[name] = tensor
+    renamed["proj"] = renamed.pop("visual_projection.weight").T.contiguous()
+    for key in [key for key in renamed if ".self_attn.q_proj." in key]:
+        parts = [renamed.pop(key.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+        renamed[re.sub(r"self_attn\.q_proj\.(\w+)", r"attn.in_proj_\1", key)] = torch.cat(parts)
+    return renamed

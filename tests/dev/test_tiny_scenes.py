@@ -1,0 +1,66 @@
+"""The scenes that the tiny model learns from: the first frame tells the rest."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from dev.tiny.scenes import KINDS, MARGIN, Scene, render, scene
+
+SEEDS = range(60)
+
+
+def seen_at(frame: torch.Tensor, background: torch.Tensor) -> tuple[float, float]:
+    """Middle of what differs from the background, as (x, y)."""
+    there = ((frame - background).abs().sum(-1) > 0.02).float()
+    side = frame.shape[0]
+    along = (torch.arange(side) + 0.5) / side
+    return float((there.sum(0) * along).sum() / there.sum()), float((there.sum(1) * along).sum() / there.sum())
+
+
+def test_a_seed_is_a_scene_and_all_kinds_come():
+    assert scene(3) == scene(3)
+    assert len({scene(seed) for seed in SEEDS}) == len(SEEDS)
+    assert {scene(seed).kind for seed in SEEDS} == set(KINDS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_shapes_stay_in_the_picture_and_move_at_their_speed(seed):
+    what = scene(seed)
+    places = [what.at(frame / 30) for frame in range(128)]
+    for x, y, _ in places:
+        assert what.radius - 1e-9 <= x <= 1 - what.radius + 1e-9
+        assert what.radius - 1e-9 <= y <= 1 - what.radius + 1e-9
+    steps = [math.dist(a[:2], b[:2]) for a, b in pairwise(places)]
+    assert max(steps) <= what.speed / 30 + 1e-9
+    assert max(steps) == pytest.approx(what.speed / 30, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_rendered_is_where_it_is_said_to_be(kind):
+    seed = next(seed for seed in SEEDS if scene(seed).kind == kind)
+    what, side = scene(seed), 96
+    hidden = Scene(kind, 1e-6, (-1.0, -1.0), 0.0, what.colour, what.sky, what.ground)
+    background = render(hidden, 1, side)[0]
+    video = render(what, 40, side)
+    assert video.shape == (40, side, side, 3)
+    assert 0 <= float(video.min()) <= float(video.max()) <= 1
+    for number in (0, 13, 39):
+        x, y, _ = what.at(number / 30)
+        assert seen_at(video[number], background) == pytest.approx((x, y), abs=0.015)
+
+
+def test_a_disc_bounces_as_light_does():
+    what = Scene("disc", 0.1, (0.5, 0.5), 0.0, (1, 0, 0), (0, 0, 0), (0, 0, 0))
+    edge = 1 - 0.1 - MARGIN
+    back = (2 * (edge - 0.5)) / what.speed
+    x, y, heading = what.at(back)
+    assert (x, y) == pytest.approx((0.5, 0.5), abs=1e-6)
+    assert abs(heading) == pytest.approx(math.pi)
+
+
+def test_parts_of_a_video_are_those_of_the_whole():
+    what = scene(5)
+    assert torch.equal(render(what, 20, 32, first=12), render(what, 20, 32)[12:])
+    torch.testing.assert_close(render(what, 10, 32, fps=15), render(what, 20, 32, fps=30)[::2])
