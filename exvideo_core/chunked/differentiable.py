@@ -15,8 +15,8 @@ import torch
 from einops import rearrange
 from torch.utils.checkpoint import checkpoint
 
-from .res_block import _image, _moments, _normalised, _precise
-from .transformer import _said, _spatial, _temporal
+from .res_block import image_chunk, moments, normalised_chunk, precise
+from .transformer import said_of, spatial_chunk, temporal_chunk
 from .work import Source, Work
 
 # Working memory in maps of the layer's own width, all that a gradient needs of a chunk included.
@@ -39,17 +39,17 @@ def transformer(
 
     def whole(x: torch.Tensor) -> torch.Tensor:
         sizes = _sizes(work, len(x), _SPATIAL_MAPS, x[0])
-        said = _said(layer.transformer_blocks[0], context)
+        said = said_of(layer.transformer_blocks[0], context)
         parts = zip(torch.split(x, sizes), torch.split(said, sizes), strict=True)
-        spatial = torch.cat([_again(work, _spatial, layer, part, token, options) for part, token in parts])
+        spatial = torch.cat([_again(work, spatial_chunk, layer, part, token, options) for part, token in parts])
         mixed = _again(work, position, spatial, rows, height, layer.time_pos_embed)
         videos = []
         for clip, moved, token in zip(
-            torch.split(spatial, frames), torch.split(mixed, frames), _said(layer.time_stack[0], tokens), strict=True
+            torch.split(spatial, frames), torch.split(mixed, frames), said_of(layer.time_stack[0], tokens), strict=True
         ):
             sizes = _sizes(work, height * width, _TEMPORAL_MAPS, clip[:, 0])
             cells = zip(torch.split(clip, sizes, 1), torch.split(moved, sizes, 1), strict=True)
-            videos.append(torch.cat([_again(work, _temporal, layer, *pair, token, options) for pair in cells], 1))
+            videos.append(torch.cat([_again(work, temporal_chunk, layer, *pair, token, options) for pair in cells], 1))
         return rearrange(torch.cat(videos), "t (h w) c -> t c h w", h=height) + x
 
     return _again(work, whole, x)
@@ -66,7 +66,7 @@ def res_block(work: Work, block: Any, x: torch.Tensor, emb: torch.Tensor, frames
         return rearrange(block.time_mixer(*volumes), "1 c t h w -> t c h w")
 
     def joined(emb: torch.Tensor, *pieces: Any) -> torch.Tensor:
-        return _image(block, torch.cat([piece[:] for piece in pieces], 1), emb)
+        return image_chunk(block, torch.cat([piece[:] for piece in pieces], 1), emb)
 
     def whole(emb: torch.Tensor) -> torch.Tensor:
         one = emb.new_empty(()).expand(block.out_channels, *parts[0].shape[2:])
@@ -91,11 +91,13 @@ def per_frame(work: Work, run: Callable[[torch.Tensor], torch.Tensor], x: torch.
 
 def _along_time(work: Work, norm: Any, conv: Any, clip: torch.Tensor) -> torch.Tensor:
     """Norm over the whole clip, SiLU, convolution over three frames."""
-    mean, var = _again(work, _moments, work, clip, norm.num_groups)
-    weight, bias = (tensor.to(_precise(clip)) for tensor in work.affine(norm, clip))
+    mean, var = _again(work, moments, work, clip, norm.num_groups)
+    weight, bias = (tensor.to(precise(clip)) for tensor in work.affine(norm, clip))
     sizes = _sizes(work, clip.shape[2], _RES_MAPS, clip[:, :, 0])
     parts = torch.split(clip, sizes, 2)
-    return torch.cat([_again(work, _normalised, conv, part, mean, var, weight, bias, norm.eps) for part in parts], 2)
+    return torch.cat(
+        [_again(work, normalised_chunk, conv, part, mean, var, weight, bias, norm.eps) for part in parts], 2
+    )
 
 
 def _cut(part: Source, slices: list[slice]) -> list[Any]:

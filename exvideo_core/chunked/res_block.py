@@ -33,7 +33,7 @@ def res_block(work: Work, block: Any, x: torch.Tensor, emb: torch.Tensor, frames
 
     parts: list[Source] = work.pending or [x]
     work.pending = []
-    run = work.compiled(_image)
+    run = work.compiled(image_chunk)
     out = spatial_res_block(work, parts, x, block.out_channels, lambda part, some: run(block, part, emb[some]))
     for start in range(0, len(out), frames):
         video = slice(start, start + frames)
@@ -41,7 +41,7 @@ def res_block(work: Work, block: Any, x: torch.Tensor, emb: torch.Tensor, frames
     return out
 
 
-def _image(block: Any, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+def image_chunk(block: Any, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
     """The host's own for single frames."""
     out: torch.Tensor = block._forward(x, emb)
     return out
@@ -87,14 +87,16 @@ def temporal_res_block(work: Work, stack: Any, clip: torch.Tensor, shift: torch.
 
 def _along_time(work: Work, conv: Any, norm: Any, clip: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """Norm over the whole clip, SiLU, convolution over three frames: results for some rows of all maps at a time."""
-    mean, var = _moments(work, clip, norm.num_groups)
-    weight, bias = (tensor.to(_precise(clip)) for tensor in work.affine(norm, clip))
-    run = work.compiled(_normalised)
+    mean, var = moments(work, clip, norm.num_groups)
+    weight, bias = (tensor.to(precise(clip)) for tensor in work.affine(norm, clip))
+    run = work.compiled(normalised_chunk)
     for some in work.over(clip.shape[2], _MAPS, clip[:, :, 0]):
         yield some, run(conv, clip[:, :, some], mean, var, weight, bias, norm.eps)
 
 
-def _normalised(conv: Any, x: torch.Tensor, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> torch.Tensor:
+def normalised_chunk(
+    conv: Any, x: torch.Tensor, mean: Any, var: Any, weight: Any, bias: Any, eps: float
+) -> torch.Tensor:
     if torch.is_grad_enabled():
         mean, scale, bias = (v[:, None, None] for v in (mean, weight * (var + eps).rsqrt(), bias))
         return _from_volume(conv(_to_volume(F.silu(((x.to(mean) - mean) * scale + bias).to(x)))))
@@ -103,21 +105,21 @@ def _normalised(conv: Any, x: torch.Tensor, mean: Any, var: Any, weight: Any, bi
     return _from_volume(conv(_to_volume(F.silu(inputs, inplace=True))))
 
 
-def _moments(work: Work, clip: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+def moments(work: Work, clip: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of each channel's group over a whole clip [T, C, H, W]: float32 [C] each, for half too."""
     frames: list[tuple[torch.Tensor, ...]] = []
     for some in work.over(len(clip), 3, clip[0]):
         part = rearrange(clip[some], "t (g c) h w -> t g (c h w)", g=groups)
         # Frame by frame, so that the sums do not depend on the chunks.
-        frames += [torch.var_mean(part.to(_precise(clip)), dim=2, correction=0)]
-    var, mean = (torch.cat(moments) for moments in zip(*frames, strict=True))
+        frames += [torch.var_mean(part.to(precise(clip)), dim=2, correction=0)]
+    var, mean = (torch.cat(of_all) for of_all in zip(*frames, strict=True))
     # Of parts of equal size: the mean of their variances, and the variance of their means.
     whole = mean.mean(0), var.mean(0) + mean.var(0, correction=0)
-    average, variance = (moment.repeat_interleave(clip.shape[1] // groups) for moment in whole)
+    average, variance = (of_group.repeat_interleave(clip.shape[1] // groups) for of_group in whole)
     return average, variance
 
 
-def _precise(x: torch.Tensor) -> torch.dtype:
+def precise(x: torch.Tensor) -> torch.dtype:
     """What sums over a tensor are computed in: float32, or x's own where that is more."""
     return torch.promote_types(x.dtype, torch.float32)
 

@@ -41,12 +41,12 @@ def transformer(
     x = x.contiguous()
     tokens_of_x = x.flatten(2).transpose(1, 2)  # a view, so that adding to it adds to x
     spatial = x.new_empty(tokens_of_x.shape)
-    said, run = _said(layer.transformer_blocks[0], context), work.compiled(_spatial)
+    said, run = said_of(layer.transformer_blocks[0], context), work.compiled(spatial_chunk)
     for some in work.over(len(x), _SPATIAL_MAPS, x[0]):
         spatial[some] = run(layer, x[some], said[some], options)
 
-    run = work.compiled(_temporal)
-    said = _said(layer.time_stack[0], (context if time_context is None else time_context)[::frames])
+    run = work.compiled(temporal_chunk)
+    said = said_of(layer.time_stack[0], (context if time_context is None else time_context)[::frames])
     embedded = position.embedded(rows, x, layer.time_pos_embed)
     for video, start in enumerate(range(0, len(x), frames)):
         clip, out = spatial[start : start + frames], tokens_of_x[start : start + frames]
@@ -59,13 +59,13 @@ def transformer(
     return x
 
 
-def _spatial(layer: Any, x: torch.Tensor, said: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+def spatial_chunk(layer: Any, x: torch.Tensor, said: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
     """Some frames, [n, C, H, W], through the spatial block: [n, positions, C]."""
     tokens = layer.proj_in(rearrange(layer.norm(x), "t c h w -> t (h w) c"))
     return _block(layer.transformer_blocks[0], tokens, said, options)
 
 
-def _temporal(
+def temporal_chunk(
     layer: Any, spatial: torch.Tensor, temporal: torch.Tensor, said: torch.Tensor, options: dict[str, Any]
 ) -> torch.Tensor:
     """Some positions, [T, n, C], through the temporal block, mixed with the spatial one's: what they add to the map."""
@@ -114,7 +114,7 @@ def _mirror(padded: torch.Tensor, axis: int, length: int, first: bool = True, la
         padded.select(axis, -1).copy_(padded.select(axis, -1 - near))
 
 
-def _said(block: Any, token: torch.Tensor) -> torch.Tensor:
+def said_of(block: Any, token: torch.Tensor) -> torch.Tensor:
     """What cross-attention says of a single token, whatever is asked: softmax over one key is 1."""
     said: torch.Tensor = block.attn2.to_out(block.attn2.to_v(token))
     return said
