@@ -49,6 +49,10 @@ def train_encoder(layout: Any, steps: int, learning_rate: float, report: Report)
     )
     clip_vision = checkpoint.narrow_clip_vision(tiny.draw_checkpoint(layout, part=svd.CLIP_PREFIX), layout)
     network = clip_vision.model.float().requires_grad_(True)
+    for layer in network.modules():
+        if isinstance(layer, nn.LayerNorm):
+            # The host adds to what goes into its norms in place, and their gradient needs it as it was.
+            layer.register_forward_pre_hook(lambda _layer, inputs: (inputs[0].clone(), *inputs[1:]))
     head = nn.Linear(layout.clip.projection, len(_facts(scene(0))))
     parameters = [*network.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0)
@@ -68,7 +72,7 @@ def train_encoder(layout: Any, steps: int, learning_rate: float, report: Report)
         # A token of deviation 1 is what the UNet expects.
         loss = loss + 0.01 * (token.square().mean() - 1).square()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
