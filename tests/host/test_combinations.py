@@ -13,8 +13,6 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
-from comfy.ldm.modules import attention
-from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_custom_sampler import (
     CFGGuider,
     KSamplerSelect,
@@ -28,7 +26,6 @@ from exvideo_pack.exvideo_core.extension import LAYERS, Extension, extension_sha
 from exvideo_pack.exvideo_core.layers import PositionLayers
 from exvideo_pack.exvideo_core.tiny import LAYOUT, draw_checkpoint
 from safetensors.torch import save_file
-from torch._dynamo.utils import counters
 
 SPATIAL = "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q"
 TEMPORAL = "diffusion_model.output_blocks.6.1.time_stack.0.attn1.to_q"
@@ -385,33 +382,3 @@ def test_applying_copies_nothing(model, extension):
     ours = [tensor for weights in extension.position_weights() for tensor in weights]
     for parameter, tensor in zip(positions.model.parameters(), ours, strict=True):
         assert parameter.data_ptr() == tensor.data_ptr()
-
-
-def test_a_compiled_model_predicts_the_same(loaded, extension, predict, monkeypatch):
-    """By the host's own way to compile. A compiler that traced past our layers would fail, or predict as SVD does."""
-    # What the host takes on a GPU; that for a CPU asks the system for its free memory, which no compiler can.
-    monkeypatch.setattr(attention, "optimized_attention", attention.attention_pytorch)
-    extended = host.apply_extension(loaded[0], extension)
-    compiled = extended.clone()
-    set_torch_compile_wrapper(model=compiled, backend="eager")
-    counters.clear()
-    for _ in range(2):
-        assert torch.equal(predict(compiled, 30), predict(extended, 30))
-    assert counters["stats"]["unique_graphs"] >= 17
-    # The one that we ask for, around the whole; the arithmetic inside is compiled without any.
-    assert all("torch.compiler.disable" in reason for reason in counters["graph_break"])
-
-
-def test_compiled_layers_leave_another_s_attention_its_options(loaded, extension, predict):
-    """Such as sage attention's node puts there, and which may look at the options of each call."""
-    compiled = host.apply_extension(loaded[0], extension)
-    set_torch_compile_wrapper(model=compiled, backend="eager")
-    seen = []
-
-    def others_attention(function, *args, **kwargs):
-        seen.append(kwargs["transformer_options"]["sigmas"])
-        return function(*args, **kwargs)
-
-    compiled.model_options["transformer_options"]["optimized_attention_override"] = others_attention
-    predict(compiled, 30)
-    assert len(seen) >= 32
