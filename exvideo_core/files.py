@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -78,6 +79,16 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
         raise ExVideoError(
             f"{path.name} could not be written ({error}): free some space, or choose another folder."
         ) from error
+
+
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A text that differs between tensors of other names, shapes or values, from a few numbers of each."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(tensors.items()):
+        values = tensor.detach().flatten()
+        some = values[:: max(len(values) // 64, 1)].float().cpu()
+        digest.update(f"{key} {tuple(tensor.shape)} {some.tolist()}".encode())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +16,7 @@ from torch import nn
 
 from ..conditioning import clip_pixels
 from ..extension import Extension
+from ..files import fingerprint
 from ..layers import PositionLayers
 from ..types import ExVideoError, LatentShape
 from ..unet import ATTENTION_OVERRIDE, extended_unet
@@ -82,21 +82,14 @@ class Encoder:
 
     def __init__(self, clip_vision: Any, vae: Any):
         self._clip_vision, self._vae = clip_vision, vae
-        self.identity = f"{_fingerprint(clip_vision.model)} {_fingerprint(vae.first_stage_model)}"
+        self.identity = " ".join(
+            fingerprint(network.state_dict()) for network in (clip_vision.model, vae.first_stage_model)
+        )
 
     def __call__(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """From a clip [T, H, W, 3] in [0, 1]: its latents [T, 4, H/8, W/8], the token [1, 1, D] of its first frame."""
         latents = encode_frames(self._vae, frames)
         return latents, encode_clip(self._clip_vision, partial(clip_pixels, frames[:1]))
-
-
-def _fingerprint(network: nn.Module) -> str:
-    """A text that differs between networks of other weights, from a few numbers of each tensor."""
-    digest = hashlib.sha256()
-    for key, tensor in network.state_dict().items():
-        some = tensor.detach().flatten()[:8].float().cpu()
-        digest.update(f"{key} {tuple(tensor.shape)} {some.tolist()}".encode())
-    return digest.hexdigest()[:16]
 
 
 def latent_scale(model: Any) -> float:

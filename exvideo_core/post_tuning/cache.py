@@ -52,10 +52,12 @@ class Clips:
 
     Attributes:
         skipped: what could not be used, and why, one text a file.
+        identity: a text that differs between clips of other videos, sizes, rates or encoders.
     """
 
     def __init__(self, files: list[Path], skipped: list[str]):
         self._files, self.skipped = files, skipped
+        self.identity = hashlib.sha256("\n".join(file.name for file in files).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._files)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from ..extension import Extension
-from ..files import open_tensors, save_tensors
+from ..files import fingerprint, open_tensors, save_tensors
 from ..types import ExVideoError
-from .cache import Clip
+from .cache import Clips
 from .objective import CONTRAST, draw, loss, noise_like
 
 STATE = "training.state"
@@ -127,7 +127,7 @@ class Training:
         denoise: Denoise,
         parameters: Parameters,
         start: Extension,
-        clips: Sequence[Clip] | Any,
+        clips: Clips,
         recipe: Recipe,
         folder: Path | None = None,
         engine: Engine | None = None,
@@ -142,6 +142,7 @@ class Training:
         self._denoise, self._optimizer = self._engine.prepare(denoise, optimizer)
         # In main memory: as large as the parameters, and seldom needed.
         self._average = {key: parameter.detach().cpu().clone() for key, parameter in parameters.items()}
+        self._begun_from = fingerprint(start.tensors)
         self.progress = Progress()
 
     def run(self, on_step: Callable[[Progress], None] = lambda progress: None) -> Extension:
@@ -181,20 +182,25 @@ class Training:
             # Of all processes, so that they stop together.
             total += engine.mean(float(value.detach()))
             if not math.isfinite(total):
-                self._optimizer.zero_grad(set_to_none=True)
-                kept = f" What was learned before is in {self._folder}." if self._folder else ""
-                raise ExVideoError(
-                    f"Post-tuning stopped at step {step + 1}: its loss is no longer a number.{kept} Lower the learning "
-                    "rate, or look for a damaged video."
-                )
+                raise self._diverged(step, "loss")
             engine.backward(value)
         for parameter in self._parameters.values():
             # AdamW's weight decay acts on weights without a gradient, too: queries and keys of a single token.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        engine.step(self._optimizer, self._parameters, recipe.clip_norm)
+        norm = engine.step(self._optimizer, self._parameters, recipe.clip_norm)
         self._optimizer.zero_grad(set_to_none=True)
+        # In half precision it is now and then, which a smaller scale mends.
+        if not math.isfinite(norm) and not engine.scaler.is_enabled():
+            raise self._diverged(step, "gradient")
         return total
+
+    def _diverged(self, step: int, what: str) -> ExVideoError:
+        kept = f" What was learned before is in {self._folder}." if self._folder else ""
+        return ExVideoError(
+            f"Post-tuning stopped at step {step + 1}: its {what} is no longer a number.{kept} Lower the learning "
+            "rate, or look for a damaged video."
+        )
 
     def _loss(self, number: int) -> torch.Tensor:
         recipe = self._recipe
@@ -261,5 +267,5 @@ class Training:
         settings: dict[str, Any] = asdict(self._recipe)
         for free in ("steps", "save_every"):
             settings.pop(free)
-        settings |= {"clips": len(self._clips), "frames": self._start.num_frames, "processes": self._engine.processes}
+        settings |= {"clips": self._clips.identity, "start": self._begun_from, "processes": self._engine.processes}
         return json.dumps(settings)

@@ -3,6 +3,7 @@ import itertools
 import pytest
 
 from exvideo_core.budget import (
+    BUDGETS,
     DECODER_FRAME_MAPS,
     DECODER_MAPS,
     HELD_MAPS,
@@ -13,6 +14,7 @@ from exvideo_core.budget import (
     plan_decoding,
     plan_pass,
     smaller_decoding,
+    training_budget,
 )
 from exvideo_core.types import ExVideoError
 
@@ -106,3 +108,22 @@ def test_decoding_that_runs_out_tries_smaller_chunks_then_smaller_tiles():
     assert seen[:5] == [(512, 1), (128, 1), (32, 1), (8, 1), (8, 2)]
     assert seen[-1][1] > 4
     assert max(plan.rows[0].frames, plan.columns[0].frames) < 4 * TILE_OVERLAP
+
+
+@pytest.mark.parametrize("memory", ["auto", "fast"])
+def test_training_keeps_everything_where_that_fits(memory):
+    assert training_budget(memory, MIB, 2000 * MIB) is None
+    assert training_budget(memory, MIB, 500 * MIB) is not None
+
+
+@pytest.mark.parametrize("memory", BUDGETS)
+@pytest.mark.parametrize("gib", [0, 2, 8, 16])
+def test_training_works_within_what_a_setting_allows(memory, gib):
+    """128 frames at 512×512, in half precision."""
+    budget = training_budget(memory, 320 * MIB, gib * 1024 * MIB)
+    assert BUDGETS[memory][0] <= budget <= max(BUDGETS[memory][0], 512 * MIB)
+
+
+def test_training_knows_no_other_setting():
+    with pytest.raises(ExVideoError, match="no memory setting huge"):
+        training_budget("huge", MIB, MIB)

@@ -197,10 +197,24 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(tune):
     assert same(longer, whole)
 
 
-def test_another_seed_or_rate_is_another_run(tune):
+def test_other_settings_videos_or_beginnings_are_another_run(tune, tmp_path, loaded):
+    """Two steps each under the same name: going on with the run before would give its losses."""
     _, losses = tune(2)
-    assert tune(2, seed=1)[1] != losses
-    assert len(tune(2, learning_rate=2e-4)[1]) == 2
+    assert tune(2)[1] == losses
+    # As many clips, of the same length.
+    folder = make_videos(tmp_path / "others", 1, "testsrc2=size=80x64:rate=30", "rgbtestsrc=size=64x64:rate=30")
+    start = new_extension(host.base_weights(loaded[0]), FRAMES)
+    for change in ({"seed": 1}, {"learning_rate": 2e-4}, {"folder": folder}, {"start": start}):
+        before, losses = losses, tune(2, **change)[1]
+        assert len(losses) == 2
+        assert losses != before, change
+
+
+def test_a_gradient_that_is_no_number_stops(tune, monkeypatch):
+    """Here by a clipping whose norm is infinite; nothing may be learned from such a step in silence."""
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+    with pytest.raises(ExVideoError, match="stopped at step 1: its gradient is no longer a number"):
+        tune(2)
 
 
 def test_a_stopped_run_keeps_its_extension(tune, tmp_path, extension):
