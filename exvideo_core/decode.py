@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -20,6 +20,23 @@ def decode_windows(
     overlap: int = 4,
     on_window: Callable[[int, int], None] = lambda done, total: None,
 ) -> torch.Tensor:
+    """Decode a whole clip: the frames of `decoded_frames` in one tensor, float32 [T, H, W, 3]."""
+    clip: torch.Tensor | None = None
+    for number, frame in enumerate(decoded_frames(latents, decode, window, overlap, on_window)):
+        if clip is None:
+            clip = frame.new_empty(len(latents), *frame.shape)
+        clip[number] = frame
+    assert clip is not None  # a plan has at least one window
+    return clip
+
+
+def decoded_frames(
+    latents: torch.Tensor,
+    decode: Decoder,
+    window: int = 8,
+    overlap: int = 4,
+    on_window: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[torch.Tensor]:
     """Decode a clip window by window; a frame in several windows is their weighted mean.
 
     The decoder's temporal layers see only a window, so frames near its edges are less sure of themselves:
@@ -31,8 +48,8 @@ def decode_windows(
         window, overlap: in frames; as the ExVideo reference, 8 and 4.
         on_window: told (windows done, windows in all) after each.
 
-    Returns:
-        float32 [T, H, W, 3], where `decode` put it.
+    Yields:
+        float32 [H, W, 3], where `decode` put it, T times: each as soon as no later window has a part in it.
 
     Raises:
         ExVideoError: no frames, or an overlap that is not smaller than the window.
@@ -44,17 +61,21 @@ def decode_windows(
         for i, weight in enumerate(blend_weights(w, frames)):
             totals[w.start + i] += weight
 
-    blended: torch.Tensor | None = None
-    for done, w in enumerate(windows, start=1):
+    waiting: list[torch.Tensor] = []  # frames from `first` on that a later window has a part in
+    first = 0
+    ends = [w.start for w in windows[1:]] + [frames]
+    for done, (w, end) in enumerate(zip(windows, ends, strict=True), start=1):
         decoded = decode(latents[w.start : w.stop]).float()
-        if blended is None:
-            blended = decoded.new_zeros(frames, *decoded.shape[1:])
         for i, weight in enumerate(blend_weights(w, frames)):
-            # One frame at a time: a weighted copy of the whole window would cost as much as the window.
-            blended[w.start + i].add_(decoded[i], alpha=weight / totals[w.start + i])
+            at = w.start + i - first
+            if at == len(waiting):
+                waiting.append(torch.zeros_like(decoded[i]))
+            waiting[at].add_(decoded[i], alpha=weight / totals[w.start + i])
+        del decoded
         on_window(done, len(windows))
-    assert blended is not None  # a plan has at least one window
-    return blended
+        while first < end:
+            yield waiting.pop(0)
+            first += 1
 
 
 def decode_tiles(

@@ -1,53 +1,21 @@
-"""From frames to a file: raw frames stream into the bundled ffmpeg; the file appears only when it is whole."""
+"""From frames to a file: raw frames stream into the bundled ffmpeg."""
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, NamedTuple
 
-import imageio_ffmpeg
 import torch
 import torch.nn.functional as F
 
-from .files import whole_or_nothing
+from .formats import PREVIEW, ffmpeg, format_named
 from .types import ExVideoError
-
-
-class Format(NamedTuple):
-    """A kind of video file: its extension and what ffmpeg needs to be told."""
-
-    suffix: str
-    encoder: Sequence[str]
-    container: Sequence[str]
-
-
-FORMATS: Mapping[str, Format] = {
-    "mp4-h264": Format(
-        suffix=".mp4",
-        encoder=("-c:v", "libx264", "-preset", "medium", "-pix_fmt", "yuv420p"),
-        # The index goes to the front: ComfyUI's page reads the workflow from the first 64 MiB of a dropped file.
-        container=("-f", "mp4", "-movflags", "use_metadata_tags+faststart"),
-    ),
-}
-
-
-def format_named(name: str) -> Format:
-    """A format by its name; ExVideoError lists the names there are."""
-    if name not in FORMATS:
-        raise ExVideoError(f"There is no video format {name}: choose {', '.join(FORMATS)}.")
-    return FORMATS[name]
-
-
-# Frames leave here as RGB of full range; files carry BT.709 of video range and say so, as players assume for HD.
-_COLOUR = (
-    "-vf", "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int",
-    "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv",
-)  # fmt: skip
 
 
 class Audio(NamedTuple):
@@ -58,65 +26,91 @@ class Audio(NamedTuple):
 
 
 def save_video(
-    frames: torch.Tensor,
+    frames: Iterable[torch.Tensor],
     path: Path,
     fps: float,
     format: str = "mp4-h264",
     crf: int = 19,
     metadata: Mapping[str, str] | None = None,
     audio: Audio | None = None,
-    on_frame: Callable[[int], None] = lambda frame: None,
-) -> None:
-    """Encode frames into a video file.
+    length: int | None = None,
+    preview: Path | None = None,
+) -> int:
+    """Encode frames into a video file, one at a time, as they come.
 
     Args:
-        frames: [T, H, W, C], values in [0, 1]; grey, RGB or RGBA, of which the colour is kept. Odd sizes grow by
-            a repeated row or column, because video stores colour for 2×2 pixels.
-        path: where the file appears once it is whole; its folder exists.
+        frames: [H, W, C] each, values in [0, 1]; grey, RGB or RGBA, of which the colour is kept. Where a format stores
+            colour for 2×2 pixels, odd sizes grow by a repeated row or column. Values out of range are clipped, NaN is
+            black.
+        path: what to write to, of the format's suffix; on failure it is for the caller to remove. Of a format that is
+            a folder of pictures, that folder.
         fps: frames a second.
         format: a name in `FORMATS`.
-        crf: quality, 0 (lossless) to 51 (worst).
-        metadata: texts to store in the container.
+        crf: quality, 0 (best) to 51 (worst); see `formats`.
+        metadata: texts to store in the container, where it takes any.
         audio: cut to the video's length where it is longer.
-        on_frame: called before each frame with its number; may raise to stop.
+        length: how many frames there are, to cut the audio by; by default as many as `len(frames)` says.
+        preview: where to write a small MP4 beside it, for a node to show.
+
+    Returns:
+        The number of frames.
 
     Raises:
         ExVideoError: nothing to save, an unknown format, an impossible fps, or an encoder that failed, in its words.
     """
-    if frames.ndim != 4 or not frames.numel():
-        raise ExVideoError(f"There are no frames to save: expected [T, H, W, channels], got {list(frames.shape)}.")
-    if not 0.01 <= fps <= 1000:
-        raise ExVideoError(f"A video plays at 0.01 to 1000 frames a second, got fps = {fps}.")
+    check_rate(fps)
     kind = format_named(format)
-    height, width = (side + side % 2 for side in frames.shape[1:3])
+    source = iter(frames)
+    first = next(source, None)
+    if first is None or first.ndim != 3 or not first.numel():
+        got = "none" if first is None else f"one of shape {list(first.shape)}"
+        raise ExVideoError(f"There are no frames to save: expected [H, W, channels] each, got {got}.")
+    height, width = (side + (side % 2 if kind.even else 0) for side in first.shape[:2])
     rate = Fraction(fps).limit_denominator(1001 * 1000)
+    if audio is not None and length is None:
+        length = len(frames)  # type: ignore[arg-type]
 
-    with _scratch(_metadata_text(metadata or {}), audio) as (texts, sound), whole_or_nothing(path) as partial:
+    with _scratch(_metadata_text(metadata or {}), audio) as (texts, sound):
         inputs = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "pipe:0"]
         inputs += ["-f", "ffmetadata", "-i", str(texts)]
         streams = ["-map", "0:v", "-map_metadata", "1"]
-        if audio is not None:
+        if audio is not None and kind.audio:
             channels = str(audio.waveform.shape[0])
             inputs += ["-f", "f32le", "-ar", str(audio.sample_rate), "-ac", channels, "-i", str(sound)]
-            streams += ["-map", "2:a", "-c:a", "aac", "-b:a", "192k", "-t", f"{float(len(frames) / rate):.6f}"]
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-nostdin", "-v", "error", *inputs, *streams]
-        command += [*_COLOUR, *kind.encoder, "-crf", str(crf), *kind.container, str(partial)]
-        _encode(command, _raw_frames(frames, height, width, on_frame))
+            streams += ["-map", "2:a", "-c:a", kind.audio, "-b:a", "192k", "-t", f"{float((length or 0) / rate):.6f}"]
+        command = [ffmpeg(), "-y", "-nostdin", "-v", "error", *inputs, *streams, "-vf", kind.filters]
+        command += ["-c:v", kind.codec, *kind.encoder, *kind.quality(crf), *kind.container]
+        command += [str(path / kind.pictures) if kind.pictures else str(path)]
+        if preview is not None:
+            command += ["-map", "0:v", *PREVIEW, str(preview)]
+        return _encode(command, (_raw(frame, height, width) for frame in itertools.chain([first], source)))
 
 
-def _raw_frames(frames: torch.Tensor, height: int, width: int, on_frame: Callable[[int], None]) -> Iterator[memoryview]:
-    for number, frame in enumerate(frames):
-        on_frame(number)
-        if frame.shape[-1] < 3:
-            frame = frame[..., :1].expand(-1, -1, 3)
-        margins = (0, width - frame.shape[1], 0, height - frame.shape[0])
-        frame = F.pad(frame[..., :3].movedim(-1, 0).float(), margins, mode="replicate").movedim(0, -1)
-        pixels = (frame.nan_to_num() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
-        yield pixels.contiguous().numpy().data.cast("B")
+def check_rate(fps: float) -> None:
+    """Raise ExVideoError unless a video can play at so many frames a second."""
+    if not 0.01 <= fps <= 1000:
+        raise ExVideoError(f"A video plays at 0.01 to 1000 frames a second, got fps = {fps}.")
 
 
-def _encode(command: list[str], frames: Iterator[memoryview]) -> None:
-    """Feed an encoder; whatever happens, it is gone when this returns."""
+def _raw(frame: torch.Tensor, height: int, width: int) -> memoryview:
+    """A frame as ffmpeg takes it: 3 bytes a pixel."""
+    if frame.shape[-1] < 3:
+        frame = frame[..., :1].expand(-1, -1, 3)
+    down, right = height - frame.shape[0], width - frame.shape[1]
+    if not (0 <= down <= 1 and 0 <= right <= 1):
+        raise ExVideoError(
+            f"All frames of a video have one size, {width}×{height}; got one of {list(frame.shape)}."
+        )
+    frame = frame[..., :3].float()
+    if down or right:
+        frame = F.pad(frame.movedim(-1, 0), (0, right, 0, down), mode="replicate").movedim(0, -1)
+    pixels = (frame.nan_to_num() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
+    return pixels.contiguous().numpy().data.cast("B")
+
+
+def _encode(command: list[str], frames: Iterator[memoryview]) -> int:
+    """Feed an encoder; whatever happens, it is gone when this returns. Returns the number of frames."""
+    count = 0
     with tempfile.TemporaryFile() as log:
         encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log)
         assert encoder.stdin is not None
@@ -124,6 +118,7 @@ def _encode(command: list[str], frames: Iterator[memoryview]) -> None:
             for frame in frames:
                 try:
                     encoder.stdin.write(frame)
+                    count += 1
                 except OSError:  # the encoder ended early, of a full disk, say: its own message tells
                     break
             with suppress(OSError):
@@ -137,6 +132,7 @@ def _encode(command: list[str], frames: Iterator[memoryview]) -> None:
                 encoder.stdin.close()
         if failed:
             raise ExVideoError(f"The video could not be encoded. ffmpeg says: {_tail(log)}")
+    return count
 
 
 def _tail(log: IO[bytes]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
@@ -100,8 +102,71 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     finally:
-        with suppress(OSError):
-            partial.unlink()
+        _remove(partial)
+
+
+class Claim(NamedTuple):
+    """A name that nobody else takes: `path` appears when what is written to `partial`, a file or a folder, is whole."""
+
+    path: Path
+    partial: Path
+
+
+@contextmanager
+def claimed(folder: Path, stem: str, number: int, suffix: str) -> Iterator[Claim]:
+    """The first free numbered name of a folder, from `number` on, as the host numbers its files.
+
+    What is being written has a hidden name, made from the final one, that only one of many writers can make. It
+    becomes the final one at the end, or vanishes when anything goes wrong.
+
+    Args:
+        folder: it is made where it is missing.
+        stem: the beginning of the name.
+        number: the least that the name may carry.
+        suffix: the end of the name; where there is none, what is written is a folder.
+
+    Raises:
+        ExVideoError: the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        claim = next(claim for claim in _names(folder, stem, number, suffix) if _take(claim, folder=not suffix))
+    except (OSError, ValueError) as error:
+        raise ExVideoError(
+            f"Nothing can be saved in {folder} ({error}): make it writable, or choose another name."
+        ) from error
+    try:
+        yield claim
+        claim.partial.replace(claim.path)
+    finally:
+        _remove(claim.partial)
+
+
+def _names(folder: Path, stem: str, number: int, suffix: str) -> Iterator[Claim]:
+    for name in (f"{stem}_{count:05}_{suffix}" for count in itertools.count(number)):
+        yield Claim(folder / name, folder / f".part-{name}")
+
+
+def _take(claim: Claim, *, folder: bool) -> bool:
+    """Whether the name was free and now is ours."""
+    try:
+        if folder:
+            claim.partial.mkdir()
+        else:
+            claim.partial.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    if claim.path.exists():  # taken since the host looked
+        _remove(claim.partial)
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
 
 
 def looks_like(names: Shapes) -> str:

@@ -1,12 +1,12 @@
-"""The nodes, one file a stage, in the data's way: load → extend → condition → sample → decode → export.
+"""The nodes, one file a stage, in the data's way: load → extend → condition → sample → decode → interpolate → export.
 
-Beside that way: post-tune → save.
+The last three at once: render. Beside that way: post-tune → save.
 """
 
 from comfy_api.latest import ComfyExtension, io
 
 from ..exvideo_core import host
-from . import apply, condition, decode, export, load, post_tune, sample, save_extension
+from . import apply, condition, decode, export, interpolate, load, post_tune, render, sample, save_extension
 
 NODES: list[type[io.ComfyNode]] = [
     *load.NODES,
@@ -14,7 +14,9 @@ NODES: list[type[io.ComfyNode]] = [
     *condition.NODES,
     *sample.NODES,
     *decode.NODES,
+    *interpolate.NODES,
     *export.NODES,
+    *render.NODES,
     *post_tune.NODES,
     *save_extension.NODES,
 ]

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..exvideo_core import host
 from ..exvideo_core.decode import decode_windows
 from ..exvideo_core.types import clip_latents
-from .schema import advanced, schema
+from .schema import overlap_input, schema, window_input
 
 
 class ExVideoDecode(io.ComfyNode):
@@ -23,22 +23,8 @@ class ExVideoDecode(io.ComfyNode):
             inputs=[
                 io.Latent.Input("samples", tooltip="The sampled clip."),
                 io.Vae.Input("vae", tooltip="SVD's autoencoder with the temporal decoder."),
-                advanced(
-                    io.Int,
-                    "window",
-                    default=8,
-                    min=1,
-                    max=1024,
-                    tooltip="Frames decoded together. More is steadier and takes more memory.",
-                ),
-                advanced(
-                    io.Int,
-                    "overlap",
-                    default=4,
-                    min=0,
-                    max=1023,
-                    tooltip="Frames shared by neighbouring windows, fewer than the window has.",
-                ),
+                window_input(),
+                overlap_input(),
             ],
             outputs=[io.Image.Output("images", display_name="IMAGE")],
         )

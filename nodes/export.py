@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..exvideo_core import host
-from ..exvideo_core.export import FORMATS, Audio, format_named, save_video
-from .schema import schema
+from ..exvideo_core.export import Audio, check_rate, save_video
+from ..exvideo_core.formats import format_named
+from ..exvideo_core.types import ExVideoError
+from .schema import audio_input, crf_input, filename_input, format_input, fps_input, schema
 
 
 class ExVideoSave(io.ComfyNode):
@@ -20,35 +23,16 @@ class ExVideoSave(io.ComfyNode):
             display_name="Save ExVideo",
             description="Saves frames as a video in the output folder. Dropping the file on the canvas restores the "
             "graph that made it.",
-            search_aliases=["exvideo", "save video", "export mp4", "video combine"],
+            search_aliases=["exvideo", "save video", "export mp4", "video combine", "gif", "webm", "prores"],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 io.Image.Input("images", tooltip="The frames."),
-                io.Float.Input(
-                    "fps",
-                    default=30.0,
-                    min=0.01,
-                    max=1000.0,
-                    step=0.01,
-                    tooltip="Frames a second. Connect fps of ExVideo Image to Video.",
-                ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="video/ExVideo",
-                    tooltip="Subfolder and beginning of the name in the output folder; a number is added. "
-                    "%date:yyyy-MM-dd% and the host's other patterns work.",
-                ),
-                io.Combo.Input("format", options=list(FORMATS), default="mp4-h264", tooltip="Container and codec."),
-                io.Int.Input(
-                    "crf",
-                    default=19,
-                    min=0,
-                    max=51,
-                    tooltip="Quality: 17 to 23 looks good, higher is smaller and worse. 0 keeps everything, but few "
-                    "players can show it.",
-                ),
-                io.Audio.Input("audio", optional=True, tooltip="Sound, cut to the length of the video."),
+                fps_input("Frames a second. Connect fps of ExVideo Image to Video, or of ExVideo Interpolate."),
+                filename_input(),
+                format_input(),
+                crf_input(),
+                audio_input(),
             ],
             outputs=[],
         )
@@ -63,20 +47,54 @@ class ExVideoSave(io.ComfyNode):
         crf: int,
         audio: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
-        height, width = images.shape[1:3]
-        to = host.output_destination(filename_prefix, format_named(format).suffix, width, height)
-        update = host.progress()
+        if images.ndim != 4 or not images.numel():
+            raise ExVideoError(f"There are no frames to save: expected [T, H, W, channels], got {list(images.shape)}.")
+        return save(images, len(images), images.shape[1:3], fps, filename_prefix, format, crf, audio, cls.hidden)
+
+
+def save(
+    frames: Iterable[torch.Tensor],
+    length: int,
+    size: tuple[int, int],
+    fps: float,
+    filename_prefix: str,
+    format: str,
+    crf: int,
+    audio: dict[str, Any] | None,
+    hidden: Any,
+) -> io.NodeOutput:
+    """Save `length` frames of size (height, width) as they come, and show them in the node."""
+    kind = format_named(format)
+    check_rate(fps)
+    update = host.progress()
+
+    def counted() -> Iterable[torch.Tensor]:
+        for number, frame in enumerate(frames):
+            update(number, length)
+            yield frame
+
+    height, width = size
+    with host.output_file(filename_prefix, kind.suffix, width, height) as to:
+        preview = None if kind.shown else host.preview_file(f"{to.name}.mp4")
         save_video(
-            images,
-            to.path,
+            counted(),
+            to.partial,
             fps,
             format,
             crf,
-            host.graph_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo),
+            host.graph_metadata(hidden.prompt, hidden.extra_pnginfo),
             None if audio is None else Audio(audio["waveform"][0], audio["sample_rate"]),
-            lambda frame: update(frame + 1, len(images)),
+            length,
+            preview,
         )
-        return io.NodeOutput(ui=ui.PreviewVideo([ui.SavedResult(to.name, to.subfolder, io.FolderType.output)]))
+    update(length, length)
+    # Of a folder of pictures, the first stands for all.
+    name, subfolder = (to.name, to.subfolder) if kind.suffix else (kind.pictures % 1, f"{to.subfolder}/{to.name}")
+    saved = ui.SavedResult(name, subfolder.lstrip("/"), io.FolderType.output)
+    if preview is None:
+        return io.NodeOutput(ui=ui.PreviewVideo([saved]))
+    shown = ui.PreviewVideo([ui.SavedResult(preview.name, "", io.FolderType.temp)])
+    return io.NodeOutput(ui={**shown.as_dict(), "video": [saved]})
 
 
 NODES = [ExVideoSave]

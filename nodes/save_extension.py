@@ -48,9 +48,9 @@ class ExVideoSaveExtension(io.ComfyNode):
     def execute(cls, exvideo: Extension, filename_prefix: str, precision: str = "fp16") -> io.NodeOutput:
         if precision not in PRECISIONS:
             raise ExVideoError(f"There is no precision {precision}: choose {', '.join(PRECISIONS)}.")
-        to = host.output_destination(filename_prefix, ".safetensors")
         graph = host.graph_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        write_extension(exvideo, to.path, PRECISIONS[precision], graph)
+        with host.output_file(filename_prefix, ".safetensors") as to:
+            write_extension(exvideo, to.partial, PRECISIONS[precision], graph)
         return io.NodeOutput(ui=ui.PreviewText(f"{to.subfolder}/{to.name}"))
 
 

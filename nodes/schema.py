@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..exvideo_core import host
+from ..exvideo_core.formats import offered_formats
 
 ExVideo = io.Custom("EXVIDEO")
 CATEGORY = "ExVideo"
@@ -48,3 +49,70 @@ def seed_input(of: str) -> Any:
         control_after_generate=True,
         tooltip=f"Seed of {of}. The same seed gives the same video on the same machine and settings.",
     )
+
+
+def fps_input(tooltip: str) -> Any:
+    return io.Float.Input("fps", default=30.0, min=0.01, max=1000.0, step=0.01, tooltip=tooltip)
+
+
+def window_input() -> Any:
+    return advanced(
+        io.Int,
+        "window",
+        default=8,
+        min=1,
+        max=1024,
+        tooltip="Frames decoded together. More is steadier and takes more memory.",
+    )
+
+
+def overlap_input() -> Any:
+    return advanced(
+        io.Int,
+        "overlap",
+        default=4,
+        min=0,
+        max=1023,
+        tooltip="Frames shared by neighbouring windows, fewer than the window has.",
+    )
+
+
+def filename_input() -> Any:
+    return io.String.Input(
+        "filename_prefix",
+        default="video/ExVideo",
+        tooltip="Subfolder and beginning of the name in the output folder; a number is added. "
+        "%date:yyyy-MM-dd% and the host's other patterns work.",
+    )
+
+
+def format_input() -> Any:
+    return io.Combo.Input(
+        "format",
+        options=offered_formats(),
+        default="mp4-h264",
+        tooltip="Container and codec. MP4 with H.264 plays nearly everywhere; ProRes is for editing, GIF and WebP are "
+        "for web pages, PNG is a folder of pictures.",
+    )
+
+
+def crf_input() -> Any:
+    return io.Int.Input(
+        "crf",
+        default=19,
+        min=0,
+        max=51,
+        tooltip="Quality: 17 to 23 looks good, higher is smaller and worse. 0 keeps everything, but few players can "
+        "show it. GIF and PNG have only one quality.",
+    )
+
+
+def audio_input() -> Any:
+    return io.Audio.Input("audio", optional=True, tooltip="Sound, cut to the length of the video.")
+
+
+def host_model_inputs() -> list[Any]:
+    """An input for the host's own frame interpolation models, on the hosts that have any."""
+    socket = host.interpolation_socket()
+    tooltip = "A frame interpolation model of ComfyUI's own, FILM or RIFE, to take the place of optical flow."
+    return [io.Custom(socket).Input("model", optional=True, tooltip=tooltip)] if socket else []

@@ -2,7 +2,8 @@
 
     python -m dev.tiny                 or make train-tiny
 
-Each stage is kept in .host/tiny when it is done, and not done again; the losses of each are drawn beside it.
+Each stage is kept in assets/tiny when it is done, in float16, with its losses drawn beside it, and not done again:
+remove its file, and those after it, to train it anew.
 """
 
 from __future__ import annotations
@@ -19,27 +20,28 @@ import torch
 from dev.environment import ROOT
 from dev.inside import ALIAS, become_host
 from dev.tiny.autoencoder import SIDE, Report, train_autoencoder
-from dev.tiny.base import FRAMES, train_base
+from dev.tiny.base import train_base
+from dev.tiny.data import LONG, scenes_seen, write_videos
 from dev.tiny.encoder import train_encoder
-from dev.tiny.scenes import render, scene
+from dev.tiny.norms import quick_group_norms
 
+KEPT = ROOT / "assets" / "tiny"
+"""Where each stage's tensors go: they belong to the repository."""
 FOLDER = ROOT / ".host" / "tiny"
-LONG = 128
-"""Frames that the extension reaches."""
+"""Where all else goes: scenes encoded, videos, the checkpoint that is put together."""
+RUN, CACHE = FOLDER / "extension", FOLDER / "post_tuning_cache"
+"""Where post-tuning keeps its run, and next to it the encoded clips."""
+_NOTES = {"license": "GPL-3.0-or-later", "made by": "make train-tiny"}
 
 
 class Recipe(NamedTuple):
-    """Steps and first learning rate of each stage, and how many scenes there are to learn from.
+    """Steps and learning rate of each stage, and how many scenes base and extension learn from."""
 
-    Scenes of the stages have numbers of their own; those from a million on are held out.
-    """
-
-    autoencoder: tuple[int, float] = (1100, 2e-3)
+    autoencoder: tuple[int, float] = (850, 2e-3)
     encoder: tuple[int, float] = (600, 1e-3)
-    base: tuple[int, float] = (6000, 1e-3)
-    base_scenes: int = 2000
+    base: tuple[int, float] = (4000, 1e-3)
     extension: tuple[int, float] = (1500, 3e-4)
-    extension_scenes: int = 300
+    scenes: int = 512
 
 
 def main() -> None:
@@ -54,65 +56,40 @@ def main() -> None:
     parts |= _kept("encoder", lambda report: train_encoder(layout, *recipe.encoder, report))
     if until == "encoder":
         return
-    start = _core("tiny").draw_checkpoint(layout)
-    learn = Base({**start, **parts}, layout, recipe)
-    parts |= _kept("base", learn.train)
+    start = {**_core("tiny").draw_checkpoint(layout), **parts}
+    parts |= _kept("base", lambda report: _base(start, layout, recipe, report))
     if until == "base":
         return
     _extension(parts, recipe)
 
 
 def tiny_layout() -> Any:
-    """Widths of the tiny model: 32 channels is as narrow as SVD's normalisations allow."""
+    """Widths of the tiny model, whose normalisations have 32 groups as SVD's: 32 channels is as narrow as they allow.
+
+    A group of one channel loses how bright that is, so pixels get 64.
+    """
     tiny, svd = _core("tiny"), _core("svd")
-    return replace(tiny.LAYOUT, unet=svd.UNetLayout(channels=32, multipliers=(1, 2, 2, 2), context=64))
+    unet = svd.UNetLayout(channels=32, multipliers=(1, 2, 2, 2), context=64)
+    return replace(tiny.LAYOUT, unet=unet, vae=svd.VAELayout(channels=64, multipliers=(1, 1, 1, 1)))
 
 
-class Base:
+def _base(checkpoint: dict[str, torch.Tensor], layout: Any, recipe: Recipe, report: Report) -> dict[str, torch.Tensor]:
     """The base's training, on scenes encoded by the parts that are trained already."""
-
-    def __init__(self, checkpoint: dict[str, torch.Tensor], layout: Any, recipe: Recipe):
-        self._checkpoint, self._layout, self._recipe = checkpoint, layout, recipe
-
-    def train(self, report: Report) -> dict[str, torch.Tensor]:
-        svd = _core("svd")
-        unet = {key: tensor for key, tensor in self._checkpoint.items() if key.startswith(svd.UNET_PREFIX)}
-        return train_base(unet, self._clips(), *self._recipe.base, report)
-
-    def _clips(self) -> list[Any]:
-        """The first frames of many scenes as the model sees them."""
-        cache, checkpoint, motion = _core("post_tuning.cache"), _core("host.checkpoint"), _core("post_tuning.motion")
-        learning, path = _core("host.learning"), FOLDER / "clips.safetensors"
-        if not path.exists():
-            networks = (checkpoint.narrow_clip_vision, checkpoint.narrow_vae)
-            encode = learning.Encoder(*(build(dict(self._checkpoint), self._layout) for build in networks))
-            clips, begun = [], time.monotonic()
-            for number in range(self._recipe.base_scenes):
-                pixels = render(scene(number), FRAMES, SIDE)
-                with torch.inference_mode():
-                    clips.append((*encode(pixels), torch.tensor(motion.motion_bucket(motion.motion_score(pixels)))))
-                if number % 100 == 99:
-                    print(f"scene {number + 1}, {time.monotonic() - begun:.0f} s", flush=True)
-            stacks = (torch.stack(part) for part in zip(*clips, strict=True))
-            tensors = dict(zip(("latents", "token", "bucket"), stacks, strict=True))
-            _core("files").save_tensors(path, tensors, {})
-        with _core("files").open_tensors(path, "Remove it.") as (file, _):
-            parts = [file.get_tensor(name) for name in ("latents", "token", "bucket")]
-        return [cache.Clip(latents, token, int(bucket)) for latents, token, bucket in zip(*parts, strict=True)]
+    build, prefix = _core("host.checkpoint"), _core("svd").UNET_PREFIX
+    parts = (make(dict(checkpoint), layout) for make in (build.narrow_clip_vision, build.narrow_vae))
+    write_videos(FOLDER / "videos", recipe.scenes)
+    scenes = list(scenes_seen(FOLDER / "videos", CACHE, *parts))
+    unet = {key: tensor for key, tensor in checkpoint.items() if key.startswith(prefix)}
+    return train_base(unet, scenes, *recipe.base, report)
 
 
 def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
-    """Write the checkpoint, and the scenes as video files, and post-tune on them as anybody would."""
-    files, tiny, export, host = (_core(name) for name in ("files", "tiny", "export", "host"))
-    extension, training = _core("extension"), _core("post_tuning.training")
-    checkpoint, videos = FOLDER / tiny.CHECKPOINT, FOLDER / "videos"
+    """Post-tune, as anybody would, on the same scenes."""
+    extension, host, training = _core("extension"), _core("host"), _core("post_tuning.training")
+    checkpoint = FOLDER / _core("tiny").CHECKPOINT
     half = {key: tensor.half() for key, tensor in parts.items()}
-    files.save_tensors(checkpoint, half, {"title": "ExVideo tiny model, trained on scenes"})
-    videos.mkdir(exist_ok=True)
-    for number in range(recipe.extension_scenes):
-        path = videos / f"{number:05}.mp4"
-        if not path.exists():
-            export.save_video(render(scene(500_000 + number), LONG, SIDE), path, 30, crf=8)
+    _core("files").save_tensors(checkpoint, half, {"title": "ExVideo tiny model, trained on scenes"})
+    write_videos(FOLDER / "videos", recipe.scenes)
     model, clip_vision, vae = host.load_svd(checkpoint)
     start = extension.new_extension(host.base_weights(model), LONG)
     steps, learning_rate = recipe.extension
@@ -122,15 +99,17 @@ def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
         if progress.step % 25 == 0:
             _say("extension", progress.step, progress.losses, begun)
 
-    settings = training.Recipe(steps, learning_rate, save_every=100)
-    host.post_tune(
-        model, start, clip_vision, vae, videos, (SIDE, SIDE), settings, FOLDER / "extension", on_step=on_step
+    settings = training.Recipe(steps, learning_rate, average=0.95, save_every=100)
+    learned, losses = host.post_tune(
+        model, start, clip_vision, vae, FOLDER / "videos", (SIDE, SIDE), settings, RUN, on_step=on_step
     )
+    extension.write_extension(learned, KEPT / "extension.safetensors", metadata=_NOTES)
+    _core("post_tuning.curve").loss_curve(losses).save(KEPT / "extension.png")
 
 
 def _kept(stage: str, train: Callable[[Report], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The tensors of a stage: as kept, or trained now and kept."""
-    files, path = _core("files"), FOLDER / f"{stage}.safetensors"
+    files, path = _core("files"), KEPT / f"{stage}.safetensors"
     if not path.exists():
         losses: list[float] = []
         begun = time.monotonic()
@@ -140,10 +119,13 @@ def _kept(stage: str, train: Callable[[Report], dict[str, torch.Tensor]]) -> dic
             if step % 50 == 49:
                 _say(stage, step + 1, losses, begun)
 
-        files.save_tensors(path, train(report), {"seconds": f"{time.monotonic() - begun:.0f}"})
+        with quick_group_norms():
+            tensors = train(report)
+        notes = {**_NOTES, "seconds": f"{time.monotonic() - begun:.0f}"}
+        files.save_tensors(path, {key: tensor.half() for key, tensor in tensors.items()}, notes)
         _core("post_tuning.curve").loss_curve(losses).save(path.with_suffix(".png"))
     with files.open_tensors(path, "Remove it.") as (file, shapes):
-        return {key: file.get_tensor(key) for key in shapes}
+        return {key: file.get_tensor(key).float() for key in shapes}
 
 
 def _say(stage: str, step: int, losses: list[float], begun: float) -> None:
@@ -157,5 +139,6 @@ def _core(name: str) -> Any:
 
 
 if __name__ == "__main__":
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    for folder in (KEPT, FOLDER):
+        folder.mkdir(parents=True, exist_ok=True)
     main()

@@ -4,68 +4,99 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from dev.inside import ALIAS, become_host, svd_model
 from dev.tiny.autoencoder import SCALE, Report
+from dev.tiny.optimizer import Optimizer
 
-FRAMES, CLIPS = 25, 4
+FRAMES, CLIPS = 25, 6
 """Of a clip, as SVD-XT has them; of a step."""
-P_MEAN, P_STD = 0.7, 1.6
-"""Of the logarithm of noise levels in SVD's training (Blattmann et al. 2023, appendix D)."""
+APART = 8
+"""Frames of a scene from one frame that a clip may begin with to the next."""
+P_MEAN, P_STD = 1.0, 1.8
+"""Of the logarithm of noise levels: a little higher and wider than SVD's 0.7 and 1.6 (Blattmann et al. 2023, appendix
+D), since in these scenes nearly all is said by the picture."""
 UNCONDITIONAL = 0.15
 """Share of clips without picture, so that there is something to guide away from."""
+SLOW = 0.2
+"""Share of clips of 15 frames a second instead of 30."""
+_SILENT = ("out_layers.3.weight", "proj_out.weight", "to_out.0.weight", "ff.net.2.weight", "ff_in.net.2.weight")
+"""The last weights of branches that are added to what they start from. At zero, training begins with a plain way
+through, and ends where it would not get from random ones in the same time."""
+
+
+class Seen(NamedTuple):
+    """A scene as the base sees it.
+
+    Attributes:
+        latents: [T, 4, H/8, W/8], on the autoencoder's scale.
+        tokens: of every frame that is a multiple of `APART`, [n, 1, D].
+        motion_bucket_id: of the whole scene.
+    """
+
+    latents: torch.Tensor
+    tokens: torch.Tensor
+    motion_bucket_id: int
 
 
 def train_base(
-    start: dict[str, torch.Tensor], clips: Sequence[Any], steps: int, learning_rate: float, report: Report
+    start: dict[str, torch.Tensor], scenes: Sequence[Seen], steps: int, learning_rate: float, report: Report
 ) -> dict[str, torch.Tensor]:
     """Train, and return the running average of its tensors under SVD's names.
 
     Args:
         start: the UNet's tensors under SVD's names.
-        clips: what to learn, as `post_tuning.cache.Clip`, at least `FRAMES` frames each.
+        scenes: what to learn.
         steps: of `CLIPS` clips each.
-        learning_rate: at first; it falls to zero like a cosine.
+        learning_rate: at most.
         report: told step and loss.
     """
     become_host("--cpu")
     learning, svd = (importlib.import_module(f"{ALIAS}.exvideo_core.{name}") for name in ("host.learning", "svd"))
-    model = svd_model(start, torch.device("cpu"), torch.float32).model
+    begin = {key: torch.zeros_like(t) if key.endswith(_SILENT) else t for key, t in start.items()}
+    model = svd_model(begin, torch.device("cpu"), torch.float32).model
     parameters = {key: nn.Parameter(tensor.clone()) for key, tensor in model.diffusion_model.named_parameters()}
     average = {key: parameter.detach().clone() for key, parameter in parameters.items()}
-    optimizer = torch.optim.AdamW(parameters.values(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    optimizer = Optimizer(parameters.values(), steps, learning_rate)
     with learning.swapped(model.diffusion_model, parameters):
         denoise = learning.Denoiser(model, None, None)
         for step in range(steps):
-            loss = _loss(denoise, clips, step)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-            optimizer.step()
-            schedule.step()
-            keep = min(0.999, (1 + step) / (10 + step))
+            loss = _loss(denoise, scenes, step)
+            optimizer.step(loss)
+            keep = min(0.998, (1 + step) / (10 + step))
             values = [parameter.detach() for parameter in parameters.values()]
             torch._foreach_lerp_(list(average.values()), values, 1 - keep)
             report(step, float(loss.detach()))
     return {svd.UNET_PREFIX + key: tensor for key, tensor in average.items()}
 
 
-def _loss(denoise: Any, clips: Sequence[Any], step: int) -> torch.Tensor:
+def _loss(denoise: Any, scenes: Sequence[Seen], step: int) -> torch.Tensor:
     """Of SVD: the error of the denoised latents, weighted by (σ² + 1) / σ²."""
     chance = torch.Generator().manual_seed(step)
-    chosen = [clips[int(torch.randint(len(clips), (), generator=chance))] for _ in range(CLIPS)]
+
+    def below(limit: int) -> int:
+        return int(torch.randint(limit, (), generator=chance))
+
+    latents, pictures, tokens, ids = [], [], [], []
+    shown, slow = (torch.rand(CLIPS, generator=chance).tolist() for _ in range(2))
+    for clip in range(CLIPS):
+        scene = scenes[below(len(scenes))]
+        stride = 2 if slow[clip] < SLOW else 1
+        begin = below((len(scene.latents) - stride * (FRAMES - 1) - 1) // APART + 1)
+        frames = scene.latents[begin * APART :: stride][:FRAMES]
+        sees = float(shown[clip] >= UNCONDITIONAL)
+        latents.append(SCALE * frames)
+        pictures.append(sees * frames[:1])
+        tokens.append(sees * scene.tokens[begin, None])
+        told = {"fps": 30 // stride, "motion_bucket_id": scene.motion_bucket_id, "augmentation_level": 0.0}
+        ids.append(told)
     sigmas = (P_MEAN + P_STD * torch.randn(CLIPS, generator=chance)).exp()
-    shown = (torch.rand(CLIPS, generator=chance) >= UNCONDITIONAL).float()
-    latents = SCALE * torch.cat([clip.latents[:FRAMES] for clip in chosen])
-    noise = torch.randn(latents.shape, generator=chance)
+    clean = torch.cat(latents)
+    noise = torch.randn(clean.shape, generator=chance)
     each = sigmas.repeat_interleave(FRAMES)[:, None, None, None]
-    pictures = torch.cat([sees * clip.latents[:1] for clip, sees in zip(chosen, shown, strict=True)])
-    tokens = torch.cat([sees * clip.token for clip, sees in zip(chosen, shown, strict=True)])
-    ids = [{"fps": 30, "motion_bucket_id": clip.motion_bucket_id, "augmentation_level": 0.0} for clip in chosen]
-    denoised = denoise(latents + each * noise, sigmas, pictures, tokens, ids)
-    return ((denoised - latents).square() * (each**2 + 1) / each**2).mean()
+    denoised = denoise(clean + each * noise, sigmas, torch.cat(pictures), torch.cat(tokens), ids)
+    return ((denoised - clean).square() * (each**2 + 1) / each**2).mean()

@@ -13,6 +13,7 @@ from torch import nn
 
 from dev.inside import ALIAS, become_host
 from dev.tiny.autoencoder import SIDE, Report
+from dev.tiny.optimizer import Optimizer
 from dev.tiny.scenes import KINDS, Scene, render, scene
 
 BATCH = 32
@@ -39,7 +40,7 @@ def train_encoder(layout: Any, steps: int, learning_rate: float, report: Report)
     Args:
         layout: widths, an `SVDLayout`.
         steps: of `BATCH` pictures each.
-        learning_rate: at first; it falls to zero like a cosine.
+        learning_rate: at most.
         report: told step and loss.
     """
     become_host("--cpu")
@@ -55,8 +56,7 @@ def train_encoder(layout: Any, steps: int, learning_rate: float, report: Report)
             layer.register_forward_pre_hook(lambda _layer, inputs: (inputs[0].clone(), *inputs[1:]))
     head = nn.Linear(layout.clip.projection, len(_facts(scene(0))))
     parameters = [*network.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    optimizer = Optimizer(parameters, steps, learning_rate)
     for step in range(steps):
         scenes = [scene(number) for number in range(step * BATCH, (step + 1) * BATCH)]
         pixels = torch.cat(
@@ -71,11 +71,7 @@ def train_encoder(layout: Any, steps: int, learning_rate: float, report: Report)
         loss = F.mse_loss(head(token), torch.tensor([_facts(what) for what in scenes]))
         # A token of deviation 1 is what the UNet expects.
         loss = loss + 0.01 * (token.square().mean() - 1).square()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
+        optimizer.step(loss)
         report(step, float(loss.detach()))
     tensors = _under_openclip_names({key: tensor.detach().clone() for key, tensor in network.state_dict().items()})
     return {svd.CLIP_PREFIX + key: tensor for key, tensor in tensors.items()}

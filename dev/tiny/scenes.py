@@ -4,9 +4,9 @@ A shape moves over a plain background. Its kind is its path, its size its speed,
 
 - a disc goes straight on and bounces off the edges,
 - a square goes round the middle of the picture,
-- a triangle swings to and fro where it is.
+- a triangle goes round in small circles, always to its right.
 
-So whoever sees the first frame, and knows how many frames go into a second, knows all others: the quality of a video
+So whoever sees any frame, and knows how many frames go into a second, knows all that follow: the quality of a video
 made from it is a number.
 """
 
@@ -22,6 +22,8 @@ import torch
 KINDS = ("disc", "square", "triangle")
 MARGIN = 0.02
 """Between shapes and the edges of the picture, whose sides are 1."""
+CIRCLE = 0.14
+"""Radius of a triangle's circles."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Scene:
     @property
     def speed(self) -> float:
         """Sides a second: small shapes are fast."""
-        return 0.06 / self.radius
+        return 0.05 / self.radius
 
     def at(self, seconds: float) -> tuple[float, float, float]:
         """Where the shape is, x and y, and where it is heading."""
@@ -62,9 +64,11 @@ class Scene:
             out = math.hypot(x - 0.5, y - 0.5)
             angle = math.atan2(y - 0.5, x - 0.5) + way / out
             return 0.5 + out * math.cos(angle), 0.5 + out * math.sin(angle), angle + math.pi / 2
-        reach = 0.15
-        swing = reach * math.sin(way / reach)
-        return x + swing * math.cos(self.heading), y + swing * math.sin(self.heading), self.heading
+        # The middle of its circle lies to its right.
+        turned = self.heading + way / CIRCLE
+        x += CIRCLE * (math.sin(turned) - math.sin(self.heading))
+        y += CIRCLE * (math.cos(self.heading) - math.cos(turned))
+        return x, y, turned
 
 
 def scene(seed: int, hues: tuple[float, float] = (0.0, 0.8), radii: tuple[float, float] = (0.11, 0.19)) -> Scene:
@@ -83,21 +87,21 @@ def scene(seed: int, hues: tuple[float, float] = (0.0, 0.8), radii: tuple[float,
         out, angle = chance.uniform(0.15, far), chance.uniform(-math.pi, math.pi)
         place, heading = (0.5 + out * math.cos(angle), 0.5 + out * math.sin(angle)), angle + math.pi / 2
     else:
-        near = far if kind == "disc" else far - 0.15
+        near = far if kind == "disc" else far - CIRCLE
         place = 0.5 + chance.uniform(-near, near), 0.5 + chance.uniform(-near, near)
+    if kind == "triangle":
+        place = place[0] + CIRCLE * math.sin(heading), place[1] - CIRCLE * math.cos(heading)
     colour = colorsys.hsv_to_rgb(chance.uniform(*hues), 0.85, chance.uniform(0.6, 0.8))
     hue = chance.random()
-    sky, ground = (
-        colorsys.hsv_to_rgb(hue, 0.25, value) for value in (chance.uniform(0.5, 0.7), chance.uniform(0.1, 0.35))
-    )
+    # Of one brightness in all scenes: networks as narrow as the tiny model's lose it to their normalisations.
+    sky, ground = (colorsys.hsv_to_rgb(hue, 0.3, value) for value in (0.6, 0.2))
     return Scene(kind, radius, place, heading, colour, sky, ground)
 
 
 def render(what: Scene, frames: int, side: int, fps: float = 30.0, first: int = 0) -> torch.Tensor:
     """The video of a scene from frame `first` up to `frames`: [T, side, side, 3], float32 in [0, 1]."""
     centres = (torch.arange(side) + 0.5) / side
-    sky, ground = torch.tensor(what.sky), torch.tensor(what.ground)
-    background = torch.lerp(sky, ground, centres[:, None, None]).expand(side, side, 3)
+    background = backdrop(what, side)
     colour = torch.tensor(what.colour)
     front = torch.lerp(colour, torch.ones(3), 0.75)
     video = []
@@ -111,6 +115,13 @@ def render(what: Scene, frames: int, side: int, fps: float = 30.0, first: int = 
         painted = torch.lerp(colour, front, _edge(-u, side)[..., None])
         video.append(torch.lerp(background, painted, inside[..., None]))
     return torch.stack(video)
+
+
+def backdrop(what: Scene, side: int) -> torch.Tensor:
+    """The scene without its shape: [side, side, 3]."""
+    down = (torch.arange(side) + 0.5) / side
+    sky, ground = torch.tensor(what.sky), torch.tensor(what.ground)
+    return torch.lerp(sky, ground, down[:, None, None]).expand(side, side, 3)
 
 
 def _bounced(place: float, margin: float) -> tuple[float, int]:

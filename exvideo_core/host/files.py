@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.utils
 import folder_paths
+import torch
 from comfy.cli_args import args as host_arguments
 from comfyui_version import __version__ as host_version
 
+from ..files import claimed, save_tensors
 from ..types import ExVideoError
 
 OLDEST_HOST = "0.3.75"
 MODEL_FOLDER = "exvideo"
+_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
+"""What Windows takes for devices, with any ending."""
 OLDER_FOLDERS = ("diffsynth/ExVideo-SVD-128f-v1", "stable_video_diffusion")
 """Where the ExVideo packs before this one had users put the same file."""
 
@@ -66,20 +71,69 @@ def model_path(folder: str, name: str) -> Path:
 
 
 class Destination(NamedTuple):
-    """Where a file goes: its path, and its name and subfolder as the host's page and history tell it."""
+    """Where a file goes: what to write to, and its name and subfolder as the host's page and history tell it."""
 
-    path: Path
+    partial: Path
     name: str
     subfolder: str
 
 
-def output_destination(prefix: str, suffix: str, width: int = 0, height: int = 0) -> Destination:
-    """The next free numbered name in the output folder, by the host's naming, which may hold width and height."""
-    folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(
-        prefix, folder_paths.get_output_directory(), width, height
-    )
-    name = f"{stem}_{counter:05}_{suffix}"
-    return Destination(Path(folder, name), name, subfolder)
+@contextmanager
+def output_file(prefix: str, suffix: str, width: int = 0, height: int = 0) -> Iterator[Destination]:
+    """The next free numbered name in the output folder, by the host's naming, which may hold width and height.
+
+    What was written is there under that name when this ends, and not before; when it ends by an exception, nothing is.
+
+    Raises:
+        ExVideoError: a prefix that leads out of the output folder, or cannot be a file's name, or a folder that
+            cannot be written to.
+    """
+    output = folder_paths.get_output_directory()
+    try:
+        folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(_plain(prefix), output, width, height)
+    except ExVideoError:
+        raise
+    except Exception as error:  # of several kinds, by the host's version
+        raise ExVideoError(
+            f"Nothing can be saved as {prefix!r} ({_first_line(error)}): choose a name within ComfyUI's output folder, "
+            "such as video/ExVideo."
+        ) from error
+    with claimed(Path(folder), stem, counter, suffix) as claim:
+        yield Destination(claim.partial, claim.path.name, subfolder)
+
+
+def preview_file(name: str) -> Path:
+    """A file for the page alone, in the host's temporary folder, which it empties when it starts."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def _plain(prefix: str) -> str:
+    """A prefix that can be a file's name on every system.
+
+    Raises:
+        ExVideoError: one that cannot.
+    """
+    parts = [part.split(".")[0].strip().upper() for part in re.split(r"[/\\]", prefix)]
+    if not parts[-1] or any(ord(sign) < 32 for sign in prefix) or not _RESERVED.isdisjoint(parts):
+        raise ExVideoError(f"No file can be called {prefix!r} on every system: choose a name such as video/ExVideo.")
+    return prefix
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def save_latents(latents: torch.Tensor, prefix: str, prompt: Any, extra_pnginfo: Mapping[str, Any] | None) -> Path:
+    """Keep latents in a file that the host's Load Latent reads, in the output folder; returns its path."""
+    with output_file(prefix, ".latent") as to:
+        # The second tensor says that the numbers are as samplers leave them.
+        tensors = {"latent_tensor": latents, "latent_format_version_0": torch.tensor([])}
+        save_tensors(to.partial, tensors, graph_metadata(prompt, extra_pnginfo))
+    path = to.partial.with_name(to.name)
+    log.info("ExVideo keeps the latents in %s.", path)
+    return path
 
 
 def input_folder(name: str) -> Path:
@@ -109,6 +163,11 @@ def graph_metadata(prompt: Any, extra_pnginfo: Mapping[str, Any] | None) -> dict
         return {}
     texts = {} if prompt is None else {"prompt": prompt}
     return {key: json.dumps(value) for key, value in {**texts, **(extra_pnginfo or {})}.items()}
+
+
+def interruptible(*_: Any) -> None:
+    """For loops whose progress shows elsewhere: each call may be interrupted."""
+    throw_if_interrupted()
 
 
 def progress() -> Callable[..., None]:

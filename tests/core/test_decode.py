@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from exvideo_core.decode import decode_tiles, decode_windows
+from exvideo_core.decode import decode_tiles, decode_windows, decoded_frames
 from exvideo_core.plan import overlapped_windows
 from exvideo_core.types import ExVideoError
 
@@ -61,3 +61,18 @@ def test_tiles_cross_over_pixel_by_pixel():
     assert not line[:32].any()
     torch.testing.assert_close(line[32:64], torch.arange(1, 33) / 33)
     assert line[64:].eq(1).all()
+
+
+@pytest.mark.parametrize(("frames", "window", "overlap"), [(1, 8, 4), (23, 8, 4), (23, 8, 0), (40, 16, 12)])
+def test_a_frame_comes_as_soon_as_its_windows_are_done(frames, window, overlap):
+    latents = torch.randn(frames, 4, 2, 3)
+    begun = []
+
+    def decode(part):
+        begun.append(len(part))
+        return upscale(part)
+
+    for number, frame in enumerate(decoded_frames(latents, decode, window, overlap)):
+        torch.testing.assert_close(frame, upscale(latents[number : number + 1])[0])
+        windows = overlapped_windows(frames, window, overlap)
+        assert len(begun) == sum(w.start <= number for w in windows)

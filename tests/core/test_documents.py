@@ -73,6 +73,20 @@ def _helpers(tree: ast.Module) -> dict[str, ast.Call]:
     }
 
 
+def _lists(tree: ast.Module) -> dict[str, ast.List]:
+    """Functions that return ready-made inputs or none, and the list of them."""
+    returned = {n.name: n.body[-1].value for n in tree.body if isinstance(n, ast.FunctionDef) and _returns(n)}
+    return {
+        name: value.body
+        for name, value in returned.items()
+        if isinstance(value, ast.IfExp) and isinstance(value.body, ast.List)
+    }
+
+
+def _returns(function: ast.FunctionDef) -> bool:
+    return isinstance(function.body[-1], ast.Return)
+
+
 class _Source:
     """What the files in nodes/ say. Anything in a schema that is not understood raises: nothing goes unnoticed."""
 
@@ -80,6 +94,7 @@ class _Source:
         trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "nodes").glob("*.py"))]
         self.constants = {name: value for tree in trees for name, value in _constants(tree).items()}
         self.helpers = {name: call for tree in trees for name, call in _helpers(tree).items()}
+        self.lists = {name: value for tree in trees for name, value in _lists(tree).items()}
         self.nodes = [self._node(call) for tree in trees for call in self._schemas(tree)]
 
     @staticmethod
@@ -92,10 +107,18 @@ class _Source:
         fields = {keyword.arg: keyword.value for keyword in call.keywords}
         assert isinstance(fields["inputs"], ast.List)
         assert isinstance(fields["outputs"], ast.List)
-        inputs = [self._input(item) for item in fields["inputs"].elts]
+        inputs = [self._input(call) for item in fields["inputs"].elts for call in self._calls(item)]
         outputs = [self._output(item) for item in fields["outputs"].elts]
         names = (self._value(fields[name]) for name in ("node_id", "display_name"))
         return Node(*names, {item.id: item for item in inputs}, outputs)
+
+    def _calls(self, item: ast.expr) -> list[ast.expr]:
+        """An input; or those that a helper lists where the host can have them: `*helper()`."""
+        if not isinstance(item, ast.Starred):
+            return [item]
+        assert isinstance(item.value, ast.Call)
+        assert isinstance(item.value.func, ast.Name)
+        return self.lists[item.value.func.id].elts
 
     def _input(self, call: ast.expr) -> Input:
         assert isinstance(call, ast.Call), ast.unparse(call)
@@ -131,7 +154,9 @@ class _Source:
 
 
 def _socket_type(kind: ast.expr) -> str:
-    """`io.ClipVision` → CLIP_VISION; our own socket `ExVideo` → EXVIDEO."""
+    """`io.ClipVision` → CLIP_VISION; our own socket `ExVideo` → EXVIDEO; one whose name the host knows → CUSTOM."""
+    if isinstance(kind, ast.Call):
+        return "CUSTOM"
     if isinstance(kind, ast.Name):
         return kind.id.upper()
     assert isinstance(kind, ast.Attribute), ast.unparse(kind)

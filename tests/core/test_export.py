@@ -1,20 +1,41 @@
 import json
+from functools import partial
 
 import imageio_ffmpeg
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 
-from exvideo_core import export
+from exvideo_core import export, formats
 from exvideo_core.export import Audio, save_video
+from exvideo_core.formats import FORMATS, format_named, offered_formats
 from exvideo_core.types import ExVideoError
 
 
 def read(path):
-    reader = imageio_ffmpeg.read_frames(str(path))
+    if path.suffix in (".gif", ".webp"):  # of which ffmpeg repeats frames, or reads none
+        with Image.open(path) as picture:
+            meta = {"codec": path.suffix[1:], "size": picture.size, "fps": 0}
+            frames = [torch.tensor(np.asarray(frame.convert("RGB"))) for frame in ImageSequence.Iterator(picture)]
+            meta["fps"] = 1000 / (picture.info.get("duration") or 1000)
+        return meta, torch.stack(frames).float() / 255
+    # Exact rounding, since it is the file that is looked at.
+    reader = imageio_ffmpeg.read_frames(str(path), output_params=["-sws_flags", "accurate_rnd+full_chroma_int"])
     meta = next(reader)
     width, height = meta["size"]
     frames = [torch.frombuffer(bytearray(frame), dtype=torch.uint8).view(height, width, 3) for frame in reader]
     return meta, torch.stack(frames).float() / 255
+
+
+def save(folder, frames, format="mp4-h264", **options):
+    """Save into a folder; returns the path of the video, or of the first picture."""
+    kind = format_named(format)
+    path = folder / f"a{kind.suffix}"
+    if kind.pictures:
+        path.mkdir()
+    save_video(frames, path, **{"fps": 30, "format": format, **options})
+    return path / kind.pictures if kind.pictures else path
 
 
 @pytest.fixture
@@ -24,36 +45,64 @@ def frames():
     return ramp
 
 
-def test_a_video_reads_back(tmp_path, frames):
-    path = tmp_path / "a.mp4"
-    save_video(frames, path, fps=24, crf=0)
-    meta, back = read(path)
-    assert (meta["codec"], meta["size"], meta["fps"]) == ("h264", (64, 48), 24)
-    assert meta["duration"] == pytest.approx(10 / 24, abs=0.01)
-    assert len(back) == 10
-    assert (back - frames).abs().max() < 6 / 255  # sharper than the colour of 2×2 pixels can follow
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_colours_come_back(tmp_path):
-    levels = torch.tensor([0, 0.5, 1])
+@pytest.fixture(scope="module")
+def chart():
+    """27 colours."""
+    levels = torch.tensor([0, 128, 255]) / 255
     colours = torch.cartesian_prod(levels, levels, levels)
-    chart = colours.view(1, 3, 9, 3).repeat_interleave(16, 1).repeat_interleave(16, 2)
-    save_video(chart, tmp_path / "a.mp4", fps=30, crf=0)
-    _, back = read(tmp_path / "a.mp4")
-    assert ((back - chart)[:, 8::16, 8::16] * 255).abs().max() <= 2.5
+    return colours.view(1, 3, 9, 3).repeat_interleave(16, 1).repeat_interleave(16, 2).expand(3, -1, -1, -1)
+
+
+CODECS = {
+    "mp4-h264": "h264", "mp4-h265-10bit": "hevc", "mp4-av1": "av1", "webm-vp9": "vp9", "mov-prores": "prores",
+    "gif": "gif", "webp": "webp", "png": "png",
+}  # fmt: skip
+
+
+def test_every_format_is_known_here_and_offered():
+    assert list(FORMATS) == list(CODECS) == offered_formats()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_video_of_every_format_reads_back(tmp_path, frames, format):
+    path = save(tmp_path, frames, format, fps=25, crf=10)
+    meta, back = read(path)
+    assert meta["codec"].strip(",") == CODECS[format]
+    assert meta["size"] == (64, 48)
+    assert len(back) == 10
+    if format != "png":
+        assert meta["fps"] == 25
+    # A palette of 256 colours is coarser than what the others do.
+    assert (back - frames).abs().mean() < (0.05 if format == "gif" else 0.02)
+
+
+# GIF has 256 colours for the whole clip, and ProRes no lossless setting.
+@pytest.mark.parametrize("format", FORMATS)
+def test_colours_come_back(tmp_path, chart, format):
+    _, back = read(save(tmp_path, chart, format, crf=0))
+    worst = (back[-1] - chart[0])[8::16, 8::16].abs().max() * 255
+    assert worst <= {"gif": 4.5}.get(format, 2.01)
+
+
+def test_the_colours_are_labelled(tmp_path, chart):
+    av = pytest.importorskip("av")
+    for format in ("mp4-h264", "mp4-h265-10bit", "mp4-av1", "webm-vp9", "mov-prores"):
+        folder = tmp_path / format
+        folder.mkdir()
+        with av.open(str(save(folder, chart, format))) as container:
+            context = container.streams.video[0].codec_context
+            next(container.decode(video=0))
+            assert (context.colorspace, context.color_primaries, context.color_trc, context.color_range) == (1, 1, 1, 1)
 
 
 def test_ntsc_rates_are_kept(tmp_path, frames):
-    path = tmp_path / "a.mp4"
-    save_video(frames, path, fps=30000 / 1001)
-    assert read(path)[0]["fps"] == pytest.approx(29.97)
+    assert read(save(tmp_path, frames, fps=30000 / 1001))[0]["fps"] == pytest.approx(29.97)
 
 
-def test_the_graph_travels_in_the_file_front(tmp_path, frames):
-    path = tmp_path / "a.mp4"
+@pytest.mark.parametrize("format", [name for name, kind in FORMATS.items() if kind.suffix in (".mp4", ".mov")])
+def test_the_graph_travels_in_the_file_front(tmp_path, frames, format):
     graph = json.dumps({"1": {"text": "a = b; c # d \\ \n ü 猫", "list": list(range(50_000))}})
-    save_video(frames, path, fps=30, metadata={"prompt": graph, "workflow": "{}"})
+    path = save(tmp_path, frames, format, metadata={"prompt": graph, "workflow": "{}"})
     data = path.read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
     av = pytest.importorskip("av")
@@ -62,59 +111,116 @@ def test_the_graph_travels_in_the_file_front(tmp_path, frames):
         assert container.metadata["workflow"] == "{}"
 
 
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("shape", [(3, 49, 63, 3), (1, 48, 64, 3), (2, 48, 64, 1), (2, 48, 64, 4)])
-def test_odd_sizes_single_frames_grey_and_rgba(tmp_path, shape):
-    path = tmp_path / "a.mp4"
-    save_video(torch.full(shape, 0.5), path, fps=30, crf=0)
+def test_odd_sizes_single_frames_grey_and_rgba(tmp_path, shape, format):
+    path = save(tmp_path, torch.full(shape, 0.5), format, crf=0)
     meta, back = read(path)
-    assert meta["size"] == (64, 50 if shape[1] == 49 else 48)
-    assert len(back) == shape[0]
-    assert (back - 0.5).abs().max() < 4 / 255
+    odd = shape[1] == 49
+    grown = (64, 50) if odd else (64, 48)
+    assert meta["size"] == (grown if FORMATS[format].even or not odd else (63, 49))
+    assert len(back) == (1 if format == "webp" else shape[0])  # where equal frames are one that lasts
+    assert (back - 0.5).abs().max() < 4.5 / 255
 
 
 def test_values_out_of_range_are_clipped(tmp_path):
-    path = tmp_path / "a.mp4"
     frames = torch.full((1, 16, 16, 3), float("nan"))
     frames[:, :, 8:] = 7.0
-    save_video(frames, path, fps=30, crf=0)
-    _, back = read(path)
+    frames[:, :4, 8:] = float("inf")
+    _, back = read(save(tmp_path, frames, crf=0))
     assert back[:, :, :6].max() < 0.05
     assert back[:, :, 10:].min() > 0.95
 
 
-def test_sound_is_cut_to_the_video(tmp_path, frames):
-    path = tmp_path / "a.mp4"
+@pytest.mark.parametrize(
+    ("format", "codec"),
+    [("mp4-h264", "aac"), ("mp4-h265-10bit", "aac"), ("mp4-av1", "aac"), ("webm-vp9", "opus"), ("mov-prores", "pcm")],
+)
+def test_sound_is_cut_to_the_video(tmp_path, frames, format, codec):
     sound = torch.sin(torch.arange(44100) / 20).repeat(2, 1)
-    save_video(frames, path, fps=20, audio=Audio(sound, 44100))
-    meta, back = read(path)
-    assert meta["audio_codec"] == "aac"
+    meta, back = read(save(tmp_path, frames, format, fps=20, audio=Audio(sound, 44100)))
+    assert meta["audio_codec"].startswith(codec)
     assert len(back) == 10
     assert meta["duration"] == pytest.approx(0.5, abs=0.06)
 
 
-def test_stopping_leaves_nothing(tmp_path, frames):
-    def stop(frame):
-        if frame == 5:
-            raise KeyboardInterrupt
+def test_formats_without_sound_are_saved_without(tmp_path, frames):
+    sound = Audio(torch.zeros(1, 44100), 44100)
+    assert save(tmp_path, frames, "gif", audio=sound).stat().st_size
+
+
+def test_frames_come_one_at_a_time(tmp_path, frames):
+    alive = []
+
+    def stream():
+        for frame in frames:
+            alive.append(len(alive))
+            yield frame.clone()
+
+    sound = Audio(torch.zeros(1, 44100), 44100)
+    path = tmp_path / "a.mp4"
+    assert save_video(stream(), path, 20, audio=sound, length=10) == 10
+    assert len(read(path)[1]) == len(alive) == 10
+
+
+def test_a_preview_is_made_beside_what_browsers_do_not_show(tmp_path, frames):
+    preview = tmp_path / "preview.mp4"
+    save(tmp_path, frames, "mov-prores", preview=preview)
+    meta, back = read(preview)
+    assert (meta["codec"], len(back)) == ("h264", 10)
+
+
+def test_stopping_ends_the_encoder(tmp_path, frames):
+    def stopping():
+        yield from frames[:5]
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        save_video(frames, tmp_path / "a.mp4", fps=30, on_frame=stop)
-    assert list(tmp_path.iterdir()) == []
+        save_video(stopping(), tmp_path / "a.mp4", fps=30)
 
 
-def test_a_failing_encoder_says_why_and_leaves_nothing(tmp_path, frames, monkeypatch):
-    broken = export.FORMATS["mp4-h264"]._replace(encoder=("-c:v", "no_such_encoder"))
-    monkeypatch.setitem(export.FORMATS, "mp4-h264", broken)
+def test_a_failing_encoder_says_why(tmp_path, frames, monkeypatch):
+    broken = FORMATS["mp4-h264"]._replace(codec="no_such_encoder")
+    monkeypatch.setattr(formats, "FORMATS", {**FORMATS, "mp4-h264": broken})
     with pytest.raises(ExVideoError, match="no_such_encoder"):
         save_video(frames.repeat(40, 1, 1, 1), tmp_path / "a.mp4", fps=30)
-    assert list(tmp_path.iterdir()) == []
+    assert "mp4-h264" not in offered_formats()
 
 
-def test_an_existing_file_survives_a_failure(tmp_path, frames):
-    path = tmp_path / "a.mp4"
-    path.write_text("before")
-    with pytest.raises(ExVideoError, match="fps = 0"):
-        save_video(frames, path, fps=0)
-    with pytest.raises(ExVideoError, match="no frames"):
-        save_video(frames[:0], path, fps=30)
-    assert path.read_text() == "before"
+def test_without_ffmpeg_all_formats_are_listed_and_saving_says_what_to_do(tmp_path, frames, monkeypatch):
+    def missing():
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", missing)
+    monkeypatch.setattr(formats, "_encoders", formats._encoders.__wrapped__)
+    assert offered_formats() == list(FORMATS)
+    with pytest.raises(ExVideoError, match="imageio-ffmpeg"):
+        save(tmp_path, frames)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"fps": 0}, "fps = 0"),
+        ({"fps": 1e9}, "fps = 1"),
+        ({"fps": float("nan")}, "fps = nan"),
+        ({"format": "avi"}, "There is no video format avi: choose mp4-h264"),
+        ({"frames": torch.zeros(0, 8, 8, 3)}, "no frames"),
+        ({"frames": torch.zeros(2, 8, 8)}, r"got one of shape \[8, 8\]"),
+        ({"frames": [torch.zeros(8, 8, 3), torch.zeros(9, 12, 3)]}, r"one size, 8×8; got one of \[9, 12, 3\]"),
+    ],
+)
+def test_bad_input_is_told(tmp_path, frames, wrong, message):
+    given = {"frames": frames, "fps": 30, **wrong}
+    with pytest.raises(ExVideoError, match=message):
+        save_video(path=tmp_path / "a.mp4", **given)
+
+
+def test_the_encoder_is_gone_after_a_failure(tmp_path, frames, monkeypatch):
+    started = []
+    popen = export.subprocess.Popen
+    monkeypatch.setattr(export.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    with pytest.raises(ExVideoError):
+        save_video([frames[0], frames[0, :8]], tmp_path / "a.mp4", fps=30)
+    partial(started[0].wait, timeout=0)()
+    assert started[0].stdin.closed

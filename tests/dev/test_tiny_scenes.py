@@ -1,12 +1,13 @@
 """The scenes that the tiny model learns from: the first frame tells the rest."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
-from dev.tiny.scenes import KINDS, MARGIN, Scene, render, scene
+from dev.tiny.scenes import CIRCLE, KINDS, MARGIN, Scene, backdrop, render, scene
 
 SEEDS = range(60)
 
@@ -41,8 +42,7 @@ def test_shapes_stay_in_the_picture_and_move_at_their_speed(seed):
 def test_what_is_rendered_is_where_it_is_said_to_be(kind):
     seed = next(seed for seed in SEEDS if scene(seed).kind == kind)
     what, side = scene(seed), 96
-    hidden = Scene(kind, 1e-6, (-1.0, -1.0), 0.0, what.colour, what.sky, what.ground)
-    background = render(hidden, 1, side)[0]
+    background = backdrop(what, side)
     video = render(what, 40, side)
     assert video.shape == (40, side, side, 3)
     assert 0 <= float(video.min()) <= float(video.max()) <= 1
@@ -64,3 +64,23 @@ def test_parts_of_a_video_are_those_of_the_whole():
     what = scene(5)
     assert torch.equal(render(what, 20, 32, first=12), render(what, 20, 32)[12:])
     torch.testing.assert_close(render(what, 10, 32, fps=15), render(what, 20, 32, fps=30)[::2])
+
+
+def test_a_triangle_comes_back_after_a_circle_to_its_right():
+    what = Scene("triangle", 0.1, (0.5, 0.5), 0.0, (1, 0, 0), (0, 0, 0), (0, 0, 0))
+    round_once = 2 * math.pi * CIRCLE / what.speed
+    assert what.at(round_once)[:2] == pytest.approx((0.5, 0.5))
+    # Heading right, its right is downwards.
+    assert what.at(round_once / 2)[:2] == pytest.approx((0.5, 0.5 + 2 * CIRCLE))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_frame_tells_the_rest(kind):
+    """Going on from where a scene is after some time is the same as having gone on all the time."""
+    what = next(scene(seed) for seed in SEEDS if scene(seed).kind == kind)
+    x, y, heading = what.at(1.0)
+    later = replace(what, place=(x, y), heading=heading)
+    for seconds in (0.5, 3.0):
+        ours, expected = later.at(seconds), what.at(1.0 + seconds)
+        assert ours[:2] == pytest.approx(expected[:2])
+        assert math.cos(ours[2] - expected[2]) == pytest.approx(1)

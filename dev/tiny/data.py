@@ -1,0 +1,60 @@
+"""The scenes that base and extension learn from: video files, encoded by what is trained already."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dev.inside import ALIAS
+from dev.tiny.autoencoder import SIDE
+from dev.tiny.base import APART, FRAMES, Seen
+from dev.tiny.scenes import render, scene
+
+LONG, FPS = 128, 30
+"""Frames of a scene, frames a second."""
+FIRST = 500_000
+"""Number of the first of these scenes; autoencoder and image encoder learn from those before."""
+HELD_OUT = 1_000_000
+"""Number of the first scene that nothing is trained on."""
+
+
+def write_videos(folder: Path, count: int) -> None:
+    """Scenes as anybody's videos would be: files."""
+    export, files = (importlib.import_module(f"{ALIAS}.exvideo_core.{name}") for name in ("export", "files"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        path = folder / f"{number:05}.mp4"
+        if not path.exists():
+            with files.whole_or_nothing(path) as partial:
+                export.save_video(render(scene(FIRST + number), LONG, SIDE), partial, FPS, crf=6)
+
+
+def scenes_seen(folder: Path, cache: Path, clip_vision: Any, vae: Any) -> Iterator[Seen]:
+    """The scenes of a folder of `write_videos`, through the cache of post-tuning, which trains on the same later."""
+    caching, conditioning, learning, types = (
+        importlib.import_module(f"{ALIAS}.exvideo_core.{name}")
+        for name in ("post_tuning.cache", "conditioning", "host.learning", "types")
+    )
+    shape = types.ClipShape(LONG, SIDE, SIDE)
+
+    def said(done: int, of: int) -> None:
+        if done % 64 == 0:
+            print(f"scene {done} of {of}", flush=True)
+
+    with torch.inference_mode():
+        clips = caching.cache_clips(folder, shape, FPS, learning.Encoder(clip_vision, vae), cache, said)
+        for number in range(len(clips)):
+            clip = clips[number]
+            pictures = render(scene(FIRST + number), LONG - FRAMES + 1, SIDE)[::APART]
+            pixels = [
+                conditioning.clip_pixels(
+                    picture[None], clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std
+                )
+                for picture in pictures
+            ]
+            tokens = clip_vision.model(pixel_values=torch.cat(pixels), intermediate_output=-2)[2]
+            yield Seen(clip.latents, tokens[:, None].float(), clip.motion_bucket_id)

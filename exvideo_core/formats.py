@@ -1,0 +1,140 @@
+"""The kinds of files that videos are saved as: one row each, and no code that knows one from another."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import imageio_ffmpeg
+
+from .types import ExVideoError
+
+
+class Format(NamedTuple):
+    """A kind of video file, and what ffmpeg needs to be told to make it.
+
+    Attributes:
+        suffix: of the file; none where it is a folder of pictures.
+        codec: ffmpeg's name of the encoder, without which the format is not offered.
+        encoder: the encoder's settings.
+        container: what kind of file.
+        quality: from crf, 0 (best) … 51 (worst), to the encoder's own scale.
+        filters: of the picture, ffmpeg's.
+        even: whether sides have to be even, because the format stores colour for 2×2 pixels.
+        audio: ffmpeg's name of the encoder for sound; none where the format carries none.
+        pictures: the names of single pictures, in a format that is a folder of them.
+        shown: whether browsers show it, so that the node can.
+    """
+
+    suffix: str
+    codec: str
+    encoder: Sequence[str]
+    container: Sequence[str]
+    quality: Callable[[int], Sequence[str]]
+    filters: str
+    even: bool = True
+    audio: str = ""
+    pictures: str = ""
+    shown: bool = True
+
+
+# Frames leave here as RGB of full range; files carry BT.709 of video range and say so, as players assume for HD.
+_BT709 = (
+    "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int,"
+    "setparams=color_primaries=bt709:color_trc=bt709"
+)
+_TAGGED = ("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv")
+# The index goes to the front: ComfyUI's page reads the workflow from the first 64 MiB of a dropped file.
+_FRONT = ("-movflags", "use_metadata_tags+faststart")
+# A palette of the whole clip, so that colours do not jump; no dither that changes from frame to frame.
+_PALETTE = "split[a][b];[a]palettegen=stats_mode=full[p];[b][p]paletteuse=dither=bayer:bayer_scale=4"
+
+
+def _crf(crf: int) -> Sequence[str]:
+    return ("-crf", str(crf))
+
+
+FORMATS: Mapping[str, Format] = {
+    "mp4-h264": Format(
+        ".mp4", "libx264", ("-preset", "medium", "-pix_fmt", "yuv420p", *_TAGGED), ("-f", "mp4", *_FRONT),
+        _crf, _BT709, audio="aac",
+    ),
+    "mp4-h265-10bit": Format(
+        ".mp4", "libx265",
+        # The tag is what Apple's players look for; without the last, the encoder writes a page into the log.
+        ("-preset", "medium", "-pix_fmt", "yuv420p10le", "-tag:v", "hvc1", "-x265-params", "log-level=error", *_TAGGED),
+        ("-f", "mp4", *_FRONT), _crf, _BT709, audio="aac", shown=False,
+    ),
+    "mp4-av1": Format(
+        ".mp4", "libsvtav1", ("-preset", "6", "-pix_fmt", "yuv420p10le", *_TAGGED), ("-f", "mp4", *_FRONT),
+        # AV1's scale ends at 63. Its 0 is another mode, not lossless.
+        lambda crf: ("-crf", str(max(1, round(crf * 63 / 51)))), _BT709, audio="aac",
+    ),
+    "webm-vp9": Format(
+        ".webm", "libvpx-vp9",
+        ("-b:v", "0", "-row-mt", "1", "-cpu-used", "3", "-pix_fmt", "yuv420p", *_TAGGED), ("-f", "webm"),
+        lambda crf: ("-crf", str(round(crf * 63 / 51))), _BT709, audio="libopus",
+    ),
+    "mov-prores": Format(
+        ".mov", "prores_ks", ("-profile:v", "3", "-pix_fmt", "yuv422p10le", "-vendor", "apl0", *_TAGGED),
+        ("-f", "mov", *_FRONT), lambda crf: ("-q:v", str(1 + crf // 4)), _BT709, audio="pcm_s16le",
+        shown=False,
+    ),
+    "gif": Format(".gif", "gif", (), ("-f", "gif", "-loop", "0"), lambda crf: (), _PALETTE, even=False),
+    "webp": Format(
+        ".webp", "libwebp_anim", ("-pix_fmt", "bgra"), ("-f", "webp", "-loop", "0"),
+        lambda crf: ("-lossless", "1") if crf == 0 else ("-quality", str(round(100 - crf * 100 / 51))),
+        "null", even=False,
+    ),
+    "png": Format(
+        "", "png", ("-pix_fmt", "rgb24"), ("-f", "image2"), lambda crf: (), "null", even=False,
+        pictures="frame_%05d.png", shown=False,
+    ),
+}  # fmt: skip
+"""By the names that nodes and API clients give."""
+
+
+PREVIEW = (
+    "-vf", f"scale=w='min(768,iw)':h=-2,{_BT709}", "-c:v", "libx264", "-preset", "veryfast", "-crf", "24",
+    "-pix_fmt", "yuv420p", *_TAGGED, "-f", "mp4", "-movflags", "faststart",
+)  # fmt: skip
+"""What a node shows of a file that browsers do not."""
+
+
+def format_named(name: str) -> Format:
+    """A format by its name; ExVideoError lists the names there are."""
+    if name not in FORMATS:
+        raise ExVideoError(f"There is no video format {name}: choose {', '.join(FORMATS)}.")
+    return FORMATS[name]
+
+
+def offered_formats() -> list[str]:
+    """The names of the formats that the installed ffmpeg can make; of all, where there is no ffmpeg to ask."""
+    try:
+        known = _encoders()
+    except (ExVideoError, OSError, subprocess.SubprocessError):
+        return list(FORMATS)  # saving will say what is wrong
+    return [name for name, kind in FORMATS.items() if kind.codec in known]
+
+
+def ffmpeg() -> str:
+    """The path of ffmpeg.
+
+    Raises:
+        ExVideoError: there is none.
+    """
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise ExVideoError(
+            "Videos are saved by ffmpeg, and there is none: run `pip install --force-reinstall imageio-ffmpeg` with "
+            "ComfyUI's Python, or name one in the environment variable IMAGEIO_FFMPEG_EXE."
+        ) from error
+
+
+@cache
+def _encoders() -> set[str]:
+    said = subprocess.run([ffmpeg(), "-hide_banner", "-encoders"], capture_output=True, text=True, timeout=20)
+    return {words[1] for words in map(str.split, said.stdout.splitlines()) if len(words) > 1}

@@ -1,0 +1,62 @@
+"""What lies between two frames, on the host's device: by optical flow, or by one of the host's own models."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import comfy.model_management
+import torch
+import torch.nn.functional as F
+
+from ..interpolate import Between, FlowBetween
+
+
+def interpolation_socket() -> str | None:
+    """The type of the socket that the host's frame interpolation models travel on; None where it has none (0.3.75).
+
+    It has changed its name between versions, so the host's own loader is asked.
+    """
+    try:
+        nodes = importlib.import_module("comfy_extras.nodes_frame_interpolation")
+        return str(nodes.FrameInterpolationModelLoader.define_schema().outputs[0].io_type)
+    except (ImportError, AttributeError, IndexError):
+        return None
+
+
+def between_frames(model: Any = None) -> Between:
+    """What lies between two frames.
+
+    Args:
+        model: one of the host's frame interpolation models (FILM, RIFE); None goes by optical flow.
+    """
+    if model is None:
+        return FlowBetween(comfy.model_management.get_torch_device())
+    return _ModelBetween(model)
+
+
+class _ModelBetween:
+    """A model of the host, as its own node calls it: frames [1, 3, H, W] in [0, 1] and a time to the frame there."""
+
+    def __init__(self, patcher: Any):
+        self._patcher = patcher
+
+    def __call__(self, first: torch.Tensor, second: torch.Tensor, times: Sequence[float]) -> Iterator[torch.Tensor]:
+        patcher = self._patcher
+        # Each time: what runs beside it, such as the decoder, may have taken its place.
+        comfy.model_management.load_models_gpu([patcher])
+        network, device, dtype = patcher.model, patcher.load_device, patcher.model_dtype()
+        height, width = first.shape[:2]
+        align = getattr(network, "pad_align", 1)
+        margins = (0, -width % align, 0, -height % align)
+        pair = [
+            F.pad(frame.to(device, dtype).movedim(-1, 0)[None], margins, mode="replicate") for frame in (first, second)
+        ]
+        several = getattr(network, "forward_multi_timestep", None)
+        if several is not None:  # finds the motion once for all times
+            found = several(*pair, list(times)).split(1)
+        else:
+            found = (network(*pair, timestep=torch.full_like(pair[0][:, :1], time)) for time in times)
+        for frame in found:
+            yield frame[0, :, :height, :width].movedim(0, -1).clamp(0, 1).to(first)

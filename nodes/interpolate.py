@@ -1,0 +1,55 @@
+"""Interpolate: frames between frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..exvideo_core import conditioning, host
+from ..exvideo_core.interpolate import MAX_MULTIPLIER, check_multiplier, interpolate, interpolated_length
+from .schema import fps_input, host_model_inputs, schema
+
+
+class ExVideoInterpolate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ExVideoInterpolate",
+            display_name="ExVideo Interpolate",
+            description="Puts new frames between those of a video, by optical flow: smoother, or slower. "
+            "Needs no model; the frames that come in stay as they are, and cuts stay cuts.",
+            search_aliases=["exvideo", "frame interpolation", "slow motion", "rife", "film", "smooth video"],
+            inputs=[
+                io.Image.Input("images", tooltip="The frames."),
+                io.Int.Input(
+                    "multiplier",
+                    default=2,
+                    min=1,
+                    max=MAX_MULTIPLIER,
+                    tooltip="Frames that one becomes: 2 puts one between each two, 1 leaves the video as it is.",
+                ),
+                fps_input("Frames a second of what comes in. Connect fps of ExVideo Image to Video."),
+                *host_model_inputs(),
+            ],
+            outputs=[
+                io.Image.Output("interpolated", display_name="IMAGE"),
+                # An output may not carry the id of an input.
+                io.Float.Output("video_fps", display_name="fps", tooltip="Frames a second, to save the video with."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images: torch.Tensor, multiplier: int, fps: float, model: Any = None) -> io.NodeOutput:
+        check_multiplier(multiplier)
+        frames = conditioning.rgb(images)
+        result = frames.new_empty(interpolated_length(len(frames), multiplier), *frames.shape[1:])
+        update = host.progress()
+        for number, frame in enumerate(interpolate(frames, multiplier, host.between_frames(model))):
+            result[number] = frame
+            update(number + 1, len(result))
+        return io.NodeOutput(result, fps * multiplier)
+
+
+NODES = [ExVideoInterpolate]

@@ -1,0 +1,95 @@
+"""Names that one of many writers takes, and files that are there whole or not at all."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exvideo_core.files import claimed
+from exvideo_core.types import ExVideoError
+
+ROOT = Path(__file__).parents[2]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+def test_a_name_appears_when_all_is_written(tmp_path):
+    with claimed(tmp_path / "sub", "video", 3, ".mp4") as claim:
+        assert claim.path == tmp_path / "sub" / "video_00003_.mp4"
+        claim.partial.write_text("half")
+        assert not claim.path.exists()
+        claim.partial.write_text("whole")
+    assert claim.path.read_text() == "whole"
+    assert names(tmp_path / "sub") == ["video_00003_.mp4"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("suffix", [".mp4", ""])
+def test_a_failure_leaves_nothing(tmp_path, error, suffix):
+    def write():
+        with claimed(tmp_path, "video", 1, suffix) as claim:
+            (claim.partial if suffix else claim.partial / "frame.png").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert names(tmp_path) == []
+
+
+def test_a_folder_of_pictures_appears_whole(tmp_path):
+    with claimed(tmp_path, "a.b", 1, "") as claim:
+        (claim.partial / "frame_1.png").write_text("1")
+    assert names(tmp_path) == ["a.b_00001_", "frame_1.png"]
+
+
+def test_taken_names_are_passed_over(tmp_path):
+    (tmp_path / "video_00001_.mp4").write_text("before")
+    with claimed(tmp_path, "video", 1, ".mp4") as first, claimed(tmp_path, "video", 1, ".mp4") as second:
+        first.partial.write_text("first")
+        second.partial.write_text("second")
+    texts = [(tmp_path / f"video_0000{n}_.mp4").read_text() for n in (1, 2, 3)]
+    assert texts == ["before", "first", "second"]
+
+
+def writer(folder, code, *arguments):
+    """A process that runs code after claiming a name in a folder."""
+    begin = "import sys, time, pathlib; sys.path.insert(0, sys.argv[1]); from exvideo_core.files import claimed\n"
+    command = [sys.executable, "-c", begin + code, str(ROOT), str(folder), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
+
+
+def test_many_processes_never_take_one_name(tmp_path):
+    code = (
+        "for n in range(20):\n"
+        "    with claimed(pathlib.Path(sys.argv[2]), 'video', 1, '.mp4') as claim:\n"
+        "        claim.partial.write_text(f'{sys.argv[3]} {n}')\n"
+    )
+    for child in [writer(tmp_path, code, str(number)) for number in range(3)]:
+        assert child.wait(timeout=100) == 0
+    assert names(tmp_path) == [f"video_{n:05}_.mp4" for n in range(1, 61)]
+    assert len({path.read_text() for path in tmp_path.iterdir()}) == 60
+
+
+def test_a_killed_process_leaves_no_file_under_the_name(tmp_path):
+    code = (
+        "with claimed(pathlib.Path(sys.argv[2]), 'video', 1, '.mp4') as claim:\n"
+        "    claim.partial.write_text('half'); print('writing', flush=True); time.sleep(60)\n"
+    )
+    child = writer(tmp_path, code)
+    assert child.stdout.readline() == b"writing\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not list(tmp_path.glob("video*"))
+    with claimed(tmp_path, "video", 1, ".mp4") as claim:
+        claim.partial.write_text("whole")
+    assert [path.name for path in tmp_path.glob("video*")] == ["video_00002_.mp4"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExVideoError, match="Nothing can be saved in"), claimed(tmp_path / "file", "a", 1, ".mp4"):
+        pass
