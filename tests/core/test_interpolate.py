@@ -20,7 +20,7 @@ def texture(seed, x, y):
     sums = torch.zeros(*x.shape, 3)
     for _ in range(24):
         angle, rate = 2 * math.pi * torch.rand(2, generator=generator)
-        wave = 0.05 + 0.06 * rate
+        wave = 0.1 + 0.3 * rate
         phase = 2 * math.pi * torch.rand(3, generator=generator)
         sums += torch.sin(((x * angle.cos() + y * angle.sin()) * wave)[..., None] + phase)
     return (0.5 + sums / 20).clamp(0, 1)
