@@ -98,9 +98,7 @@ def _raw(frame: torch.Tensor, height: int, width: int) -> memoryview:
         frame = frame[..., :1].expand(-1, -1, 3)
     down, right = height - frame.shape[0], width - frame.shape[1]
     if not (0 <= down <= 1 and 0 <= right <= 1):
-        raise ExVideoError(
-            f"All frames of a video have one size, {width}×{height}; got one of {list(frame.shape)}."
-        )
+        raise ExVideoError(f"All frames of a video have one size, {width}×{height}; got one of {list(frame.shape)}.")
     frame = frame[..., :3].float()
     if down or right:
         frame = F.pad(frame.movedim(-1, 0), (0, right, 0, down), mode="replicate").movedim(0, -1)

@@ -97,7 +97,7 @@ FORMATS: Mapping[str, Format] = {
 
 
 PREVIEW = (
-    "-vf", f"scale=w='min(768,iw)':h=-2,{_BT709}", "-c:v", "libx264", "-preset", "veryfast", "-crf", "24",
+    "-vf", f"scale=w='trunc((min(768,iw)+1)/2)*2':h=-2,{_BT709}", "-c:v", "libx264", "-preset", "veryfast", "-crf", "24",
     "-pix_fmt", "yuv420p", *_TAGGED, "-f", "mp4", "-movflags", "faststart",
 )  # fmt: skip
 """What a node shows of a file that browsers do not."""

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from kornia.filters import box_blur
 from kornia.geometry.transform import remap
-from kornia.utils import create_meshgrid
 
 from .flow import SMALLEST, Flow, library_flow
 from .types import ExVideoError
@@ -175,6 +174,6 @@ def _blur(values: torch.Tensor, side: int) -> torch.Tensor:
 def _warp(picture: torch.Tensor, by: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
     """What a picture [C, H, W] shows at each pixel's place moved by [2, H, W] pixels."""
     height, width = picture.shape[1:]
-    places = create_meshgrid(height, width, normalized_coordinates=False, device=picture.device, dtype=picture.dtype)
-    x, y = places.movedim(-1, 1)[0] + by
+    down, right = torch.meshgrid(*(torch.arange(side).to(by) for side in (height, width)), indexing="ij")
+    x, y = right + by[0], down + by[1]
     return remap(picture[None], x[None], y[None], mode=mode, padding_mode="border", align_corners=True)[0]

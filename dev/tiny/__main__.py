@@ -41,7 +41,7 @@ class Recipe(NamedTuple):
     encoder: tuple[int, float] = (600, 1e-3)
     base: tuple[int, float] = (4000, 1e-3)
     extension: tuple[int, float] = (1500, 3e-4)
-    scenes: int = 512
+    scenes: int = 320
 
 
 def main() -> None:

@@ -46,7 +46,9 @@ def scenes_seen(folder: Path, cache: Path, clip_vision: Any, vae: Any) -> Iterat
             print(f"scene {done} of {of}", flush=True)
 
     with torch.inference_mode():
-        clips = caching.cache_clips(folder, shape, FPS, learning.Encoder(clip_vision, vae), cache, said)
+        # Half the time, and latents need no more digits.
+        with torch.autocast("cpu", torch.bfloat16):
+            clips = caching.cache_clips(folder, shape, FPS, learning.Encoder(clip_vision, vae), cache, said)
         for number in range(len(clips)):
             clip = clips[number]
             pictures = render(scene(FIRST + number), LONG - FRAMES + 1, SIDE)[::APART]

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from exvideo_core.formats import FORMATS
+
 ROOT = Path(__file__).parents[2]
 HELP = ROOT / "web" / "docs"
 CHINESE = ROOT / "locales" / "zh" / "nodeDefs.json"
@@ -92,7 +94,8 @@ class _Source:
 
     def __init__(self) -> None:
         trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "nodes").glob("*.py"))]
-        self.constants = {name: value for tree in trees for name, value in _constants(tree).items()}
+        core = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "exvideo_core").glob("*.py"))]
+        self.constants = {name: value for tree in (*core, *trees) for name, value in _constants(tree).items()}
         self.helpers = {name: call for tree in trees for name, call in _helpers(tree).items()}
         self.lists = {name: value for tree in trees for name, value in _lists(tree).items()}
         self.nodes = [self._node(call) for tree in trees for call in self._schemas(tree)]
@@ -154,9 +157,9 @@ class _Source:
 
 
 def _socket_type(kind: ast.expr) -> str:
-    """`io.ClipVision` → CLIP_VISION; our own socket `ExVideo` → EXVIDEO; one whose name the host knows → CUSTOM."""
+    """`io.ClipVision` → CLIP_VISION; our own socket `ExVideo` → EXVIDEO; the host's for interpolation."""
     if isinstance(kind, ast.Call):
-        return "CUSTOM"
+        return "FRAME INTERPOLATION MODEL"
     if isinstance(kind, ast.Name):
         return kind.id.upper()
     assert isinstance(kind, ast.Attribute), ast.unparse(kind)
@@ -219,11 +222,16 @@ def test_help_lists_the_inputs_of_the_node(node: Node, page: Path) -> None:
 
 @pytest.mark.parametrize(("node", "page"), PAGES)
 def test_help_lists_the_outputs_of_the_node(node: Node, page: Path) -> None:
-    # A page's tables: inputs, outputs unless there are none, errors.
+    # A page's tables: inputs, outputs unless there are none, formats of a node that has them, errors.
     tables = _tables(page)
-    rows = tables[1] if len(tables) == 3 else []
+    rows = tables[1] if node.outputs else []
     assert [(_code(row[0]), row[1]) for row in rows] == node.outputs
-    assert len(tables) == (3 if node.outputs else 2)
+    assert len(tables) == 2 + bool(node.outputs) + (node.id == "ExVideoSave")
+
+
+def test_help_lists_the_formats() -> None:
+    for name in ("ExVideoSave.md", "ExVideoSave/zh.md"):
+        assert [_code(row[0]) for row in _tables(HELP / name)[1]] == list(FORMATS)
 
 
 def test_help_has_no_pages_of_other_nodes() -> None:

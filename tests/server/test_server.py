@@ -17,7 +17,7 @@ from dev.environment import ROOT
 
 NODES = {
     "ExVideoLoader", "ExVideoCheckpointLoader", "ExVideoInit", "ExVideoApply", "ExVideoConditioning",
-    "ExVideoScheduler", "ExVideoSampler", "ExVideoDecode", "ExVideoSave",
+    "ExVideoScheduler", "ExVideoSampler", "ExVideoDecode", "ExVideoInterpolate", "ExVideoSave", "ExVideoRender",
     "ExVideoPostTune", "ExVideoSaveExtension",
 }  # fmt: skip
 
