@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dev import reference
-from dev.inside import ALIAS, become_host, svd_model
+from dev.inside import become_host, core, svd_model
 
 AUTHORS, OURS, HOST = "the authors' code", "ExVideo in ComfyUI", "SVD in ComfyUI, not extended"
 COMPILED = ", compiled"
@@ -37,7 +37,7 @@ class Networks:
     def __init__(self, device: torch.device, dtype: torch.dtype, *arguments: str):
         become_host(*arguments)
         self._device, self._dtype = device, dtype
-        self._host, svd, tiny = (_core(name) for name in ("host", "svd", "tiny"))
+        self._host, svd, tiny = (core(name) for name in ("host", "svd", "tiny"))
         self._layout = svd.SVDLayout()
         drawn = tiny.draw_checkpoint(self._layout, part=(svd.UNET_PREFIX, svd.VAE_PREFIX))
         extension = tiny.draw_extension(drawn, 128)
@@ -98,7 +98,7 @@ class Networks:
             [[(token * sign).float(), {**named, "concat_latent_image": image.float()}]] for sign in (1, 0)
         )
         latent, sigmas = {"samples": torch.zeros(x.shape)}, torch.tensor([10.0, 8.0])
-        guidance = _core("sampling").linear_guidance(1.0, 3.0)
+        guidance = core("sampling").linear_guidance(1.0, 3.0)
 
         def in_host(model: Any) -> Contender:
             inputs = model, positive, negative, x.float().cpu(), latent, sigmas, 3.0, guidance, 0
@@ -118,7 +118,7 @@ class Networks:
         """Decoding one window."""
         x = self._drawn(frames, 4, height, width)
         authors, decoder = reference.vae_decoder(self._weights), self._autoencoder().decoder
-        chunked, budget = _core("chunked"), _core("budget")
+        chunked, budget = core("chunked"), core("budget")
         size = budget.CPU_BUDGET if self._device.type == "cpu" else budget.BUDGETS["auto"][1]
         return {
             AUTHORS: Contender(_nothing, lambda: authors(x.transpose(0, 1))),
@@ -137,15 +137,11 @@ class Networks:
 
     def _autoencoder(self) -> Any:
         with torch.device("meta"):
-            network = _core("host.checkpoint").autoencoder(self._layout)
-        prefix = _core("svd").VAE_PREFIX
+            network = core("host.checkpoint").autoencoder(self._layout)
+        prefix = core("svd").VAE_PREFIX
         tensors = {key.removeprefix(prefix): tensor for key, tensor in self._weights.items() if key.startswith(prefix)}
         network.load_state_dict(tensors, assign=True)
         return network
-
-
-def _core(name: str) -> Any:
-    return importlib.import_module(f"{ALIAS}.exvideo_core.{name}")
 
 
 def _load(model: Any) -> None:

@@ -7,8 +7,6 @@ On the tiny model, on a CPU, each case in a process of its own; memory is what t
 
 from __future__ import annotations
 
-import asyncio
-import importlib
 import json
 import re
 import subprocess
@@ -16,11 +14,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from dev.inside import ALIAS, become_host
+from dev.inside import become_host, core, node_runner
 
 SIDE, SHORT, LONG = 256, 256, 4096
 STREAM, NODES = "Decode, Interpolate & Save", "the three nodes"
@@ -46,35 +43,27 @@ def main() -> None:
 
 def _run(way: str, frames: int, multiplier: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        pack = become_host("--cpu", "--base-directory", folder)
-        tiny, host = (importlib.import_module(f"{ALIAS}.exvideo_core.{name}") for name in ("tiny", "host"))
+        become_host("--cpu", "--base-directory", folder)
+        tiny, host = core("tiny"), core("host")
         tiny.write_tiny_model(Path(folder, "models"))
         _, _, vae = host.load_svd(Path(folder, "models", tiny.CHECKPOINT))
-        entry = asyncio.run(pack.comfy_entrypoint())
-        nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(entry.get_node_list())}
-        for node in nodes.values():
-            node.hidden = importlib.import_module("comfy_api.latest").io.HiddenHolder(*[None] * 6)
+        run = node_runner()
         samples = {"samples": torch.randn(frames, 4, SIDE // 8, SIDE // 8)}
-        files = {"filename_prefix": "clip", "format": "mp4-h264", "crf": 19}
         with torch.inference_mode():
             # What is loaded and compiled once is not the stream's.
-            nodes["ExVideoDecode"].execute({"samples": samples["samples"][:8]}, vae)
+            run("ExVideoDecode", samples={"samples": samples["samples"][:8]}, vae=vae)
             begun = time.perf_counter()
             if way == STREAM:
-                nodes["ExVideoRender"].execute(samples, vae, 30.0, multiplier, 8, 4, keep_latents="never", **files)
+                run("ExVideoRender", samples=samples, vae=vae, multiplier=multiplier, keep_latents="never")
             else:
-                images, fps = _args(nodes["ExVideoDecode"].execute(samples, vae))[0], 30.0
+                images, fps = run("ExVideoDecode", samples=samples, vae=vae)[0], 30.0
                 if multiplier > 1:
-                    images, fps = _args(nodes["ExVideoInterpolate"].execute(images, multiplier, fps))
-                nodes["ExVideoSave"].execute(images, fps, **files)
+                    images, fps = run("ExVideoInterpolate", images=images, multiplier=multiplier, fps=fps)
+                run("ExVideoSave", images=images, fps=fps)
             seconds = time.perf_counter() - begun
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024
     return {"seconds": seconds, "peak": peak}
-
-
-def _args(output: Any) -> tuple[Any, ...]:
-    return tuple(output.args)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +39,12 @@ def become_host(*arguments: str) -> ModuleType:
     return sys.modules[ALIAS]
 
 
+def core(name: str) -> Any:
+    """A module of the pack's core as this ComfyUI has it; another import would be another module."""
+    become_host()
+    return importlib.import_module(f"{ALIAS}.exvideo_core.{name}")
+
+
 def svd_model(checkpoint: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> Any:
     """ComfyUI's MODEL of SVD, of any width, on the checkpoint's very tensors: there is room for one set."""
     become_host()
@@ -53,3 +61,21 @@ def svd_model(checkpoint: dict[str, torch.Tensor], device: torch.device, dtype: 
     with torch.device("cpu"):
         model.model_sampling = base.model_sampling(config, base.ModelType.V_PREDICTION_EDM)
     return patcher.ModelPatcher(model, device, device)
+
+
+def node_runner() -> Callable[..., tuple[Any, ...]]:
+    """A function that runs one of the pack's nodes as the host would: by id, with its defaults where nothing is given.
+
+    For savers, the graph is empty.
+    """
+    pack, latest = become_host(), importlib.import_module("comfy_api.latest")
+    entry = asyncio.run(pack.comfy_entrypoint())
+    nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(entry.get_node_list())}
+
+    def run(node_id: str, **inputs: Any) -> tuple[Any, ...]:
+        node = nodes[node_id]
+        node.hidden = latest.io.HiddenHolder.from_dict(None)
+        defaults = {i.id: i.default for i in node.GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
+        return tuple(node.execute(**{**defaults, **inputs}).args)
+
+    return run

@@ -97,8 +97,8 @@ FORMATS: Mapping[str, Format] = {
 
 
 PREVIEW = (
-    "-vf", f"scale=w='trunc((min(768,iw)+1)/2)*2':h=-2,{_BT709}", "-c:v", "libx264", "-preset", "veryfast", "-crf", "24",
-    "-pix_fmt", "yuv420p", *_TAGGED, "-f", "mp4", "-movflags", "faststart",
+    "-vf", f"scale=w='trunc((min(768,iw)+1)/2)*2':h=-2,{_BT709}", "-c:v", "libx264", "-preset", "veryfast",
+    "-crf", "24", "-pix_fmt", "yuv420p", *_TAGGED, "-f", "mp4", "-movflags", "faststart",
 )  # fmt: skip
 """What a node shows of a file that browsers do not."""
 

@@ -9,7 +9,6 @@ remove its file, and those after it, to train it anew.
 from __future__ import annotations
 
 import argparse
-import importlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dev.environment import ROOT
-from dev.inside import ALIAS, become_host
+from dev.inside import become_host, core
 from dev.tiny.autoencoder import SIDE, Report, train_autoencoder
 from dev.tiny.base import train_base
 from dev.tiny.data import LONG, scenes_seen, write_videos
@@ -39,7 +38,7 @@ class Recipe(NamedTuple):
 
     autoencoder: tuple[int, float] = (850, 2e-3)
     encoder: tuple[int, float] = (600, 1e-3)
-    base: tuple[int, float] = (4000, 1e-3)
+    base: tuple[int, float] = (2400, 1e-3)
     extension: tuple[int, float] = (1500, 3e-4)
     scenes: int = 320
 
@@ -56,7 +55,7 @@ def main() -> None:
     parts |= _kept("encoder", lambda report: train_encoder(layout, *recipe.encoder, report))
     if until == "encoder":
         return
-    start = {**_core("tiny").draw_checkpoint(layout), **parts}
+    start = {**core("tiny").draw_checkpoint(layout), **parts}
     parts |= _kept("base", lambda report: _base(start, layout, recipe, report))
     if until == "base":
         return
@@ -68,14 +67,14 @@ def tiny_layout() -> Any:
 
     A group of one channel loses how bright that is, so pixels get 64.
     """
-    tiny, svd = _core("tiny"), _core("svd")
+    tiny, svd = core("tiny"), core("svd")
     unet = svd.UNetLayout(channels=32, multipliers=(1, 2, 2, 2), context=64)
     return replace(tiny.LAYOUT, unet=unet, vae=svd.VAELayout(channels=64, multipliers=(1, 1, 1, 1)))
 
 
 def _base(checkpoint: dict[str, torch.Tensor], layout: Any, recipe: Recipe, report: Report) -> dict[str, torch.Tensor]:
     """The base's training, on scenes encoded by the parts that are trained already."""
-    build, prefix = _core("host.checkpoint"), _core("svd").UNET_PREFIX
+    build, prefix = core("host.checkpoint"), core("svd").UNET_PREFIX
     parts = (make(dict(checkpoint), layout) for make in (build.narrow_clip_vision, build.narrow_vae))
     write_videos(FOLDER / "videos", recipe.scenes)
     scenes = list(scenes_seen(FOLDER / "videos", CACHE, *parts))
@@ -85,10 +84,10 @@ def _base(checkpoint: dict[str, torch.Tensor], layout: Any, recipe: Recipe, repo
 
 def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
     """Post-tune, as anybody would, on the same scenes."""
-    extension, host, training = _core("extension"), _core("host"), _core("post_tuning.training")
-    checkpoint = FOLDER / _core("tiny").CHECKPOINT
+    extension, host, training = core("extension"), core("host"), core("post_tuning.training")
+    checkpoint = FOLDER / core("tiny").CHECKPOINT
     half = {key: tensor.half() for key, tensor in parts.items()}
-    _core("files").save_tensors(checkpoint, half, {"title": "ExVideo tiny model, trained on scenes"})
+    core("files").save_tensors(checkpoint, half, {"title": "ExVideo tiny model, trained on scenes"})
     write_videos(FOLDER / "videos", recipe.scenes)
     model, clip_vision, vae = host.load_svd(checkpoint)
     start = extension.new_extension(host.base_weights(model), LONG)
@@ -104,12 +103,12 @@ def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
         model, start, clip_vision, vae, FOLDER / "videos", (SIDE, SIDE), settings, RUN, on_step=on_step
     )
     extension.write_extension(learned, KEPT / "extension.safetensors", metadata=_NOTES)
-    _core("post_tuning.curve").loss_curve(losses).save(KEPT / "extension.png")
+    core("post_tuning.curve").loss_curve(losses).save(KEPT / "extension.png")
 
 
 def _kept(stage: str, train: Callable[[Report], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The tensors of a stage: as kept, or trained now and kept."""
-    files, path = _core("files"), KEPT / f"{stage}.safetensors"
+    files, path = core("files"), KEPT / f"{stage}.safetensors"
     if not path.exists():
         losses: list[float] = []
         begun = time.monotonic()
@@ -123,7 +122,7 @@ def _kept(stage: str, train: Callable[[Report], dict[str, torch.Tensor]]) -> dic
             tensors = train(report)
         notes = {**_NOTES, "seconds": f"{time.monotonic() - begun:.0f}"}
         files.save_tensors(path, {key: tensor.half() for key, tensor in tensors.items()}, notes)
-        _core("post_tuning.curve").loss_curve(losses).save(path.with_suffix(".png"))
+        core("post_tuning.curve").loss_curve(losses).save(path.with_suffix(".png"))
     with files.open_tensors(path, "Remove it.") as (file, shapes):
         return {key: file.get_tensor(key).float() for key in shapes}
 
@@ -132,10 +131,6 @@ def _say(stage: str, step: int, losses: list[float], begun: float) -> None:
     recent = losses[-50:]
     mean = sum(recent) / len(recent)
     print(f"{stage}: step {step}, loss {mean:.4g}, {time.monotonic() - begun:.0f} s", flush=True)
-
-
-def _core(name: str) -> Any:
-    return importlib.import_module(f"{ALIAS}.exvideo_core.{name}")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from dev.inside import ALIAS, become_host
+from dev.inside import core
 from dev.tiny.optimizer import Optimizer
 from dev.tiny.scenes import render, scene
 
@@ -34,10 +33,7 @@ def train_autoencoder(layout: Any, steps: int, learning_rate: float, report: Rep
         learning_rate: at most.
         report: told step and loss.
     """
-    become_host("--cpu")
-    checkpoint, svd, tiny = (
-        importlib.import_module(f"{ALIAS}.exvideo_core.{n}") for n in ("host.checkpoint", "svd", "tiny")
-    )
+    checkpoint, svd, tiny = core("host.checkpoint"), core("svd"), core("tiny")
     start = tiny.draw_checkpoint(layout, part=svd.VAE_PREFIX)
     network = checkpoint.autoencoder(layout)
     for kernel in (tensor for tensor in start.values() if tensor.ndim == 5):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from dev.inside import ALIAS, become_host, svd_model
+from dev.inside import core, svd_model
 from dev.tiny.autoencoder import SCALE, Report
 from dev.tiny.optimizer import Optimizer
 
@@ -55,8 +54,7 @@ def train_base(
         learning_rate: at most.
         report: told step and loss.
     """
-    become_host("--cpu")
-    learning, svd = (importlib.import_module(f"{ALIAS}.exvideo_core.{name}") for name in ("host.learning", "svd"))
+    learning, svd = core("host.learning"), core("svd")
     begin = {key: torch.zeros_like(t) if key.endswith(_SILENT) else t for key, t in start.items()}
     model = svd_model(begin, torch.device("cpu"), torch.float32).model
     parameters = {key: nn.Parameter(tensor.clone()) for key, tensor in model.diffusion_model.named_parameters()}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dev.inside import ALIAS
+from dev.inside import core
 from dev.tiny.autoencoder import SIDE
 from dev.tiny.base import APART, FRAMES, Seen
 from dev.tiny.scenes import render, scene
@@ -24,7 +23,7 @@ HELD_OUT = 1_000_000
 
 def write_videos(folder: Path, count: int) -> None:
     """Scenes as anybody's videos would be: files."""
-    export, files = (importlib.import_module(f"{ALIAS}.exvideo_core.{name}") for name in ("export", "files"))
+    export, files = core("export"), core("files")
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         path = folder / f"{number:05}.mp4"
@@ -35,11 +34,8 @@ def write_videos(folder: Path, count: int) -> None:
 
 def scenes_seen(folder: Path, cache: Path, clip_vision: Any, vae: Any) -> Iterator[Seen]:
     """The scenes of a folder of `write_videos`, through the cache of post-tuning, which trains on the same later."""
-    caching, conditioning, learning, types = (
-        importlib.import_module(f"{ALIAS}.exvideo_core.{name}")
-        for name in ("post_tuning.cache", "conditioning", "host.learning", "types")
-    )
-    shape = types.ClipShape(LONG, SIDE, SIDE)
+    caching, conditioning, learning = core("post_tuning.cache"), core("conditioning"), core("host.learning")
+    shape = core("types").ClipShape(LONG, SIDE, SIDE)
 
     def said(done: int, of: int) -> None:
         if done % 64 == 0:

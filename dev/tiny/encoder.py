@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dev.inside import ALIAS, become_host
+from dev.inside import core
 from dev.tiny.autoencoder import SIDE, Report
 from dev.tiny.optimizer import Optimizer
 from dev.tiny.scenes import KINDS, Scene, render, scene
@@ -43,11 +42,7 @@ def train_encoder(layout: Any, steps: int, learning_rate: float, report: Report)
         learning_rate: at most.
         report: told step and loss.
     """
-    become_host("--cpu")
-    checkpoint, conditioning, svd, tiny = (
-        importlib.import_module(f"{ALIAS}.exvideo_core.{name}")
-        for name in ("host.checkpoint", "conditioning", "svd", "tiny")
-    )
+    checkpoint, conditioning, svd, tiny = core("host.checkpoint"), core("conditioning"), core("svd"), core("tiny")
     clip_vision = checkpoint.narrow_clip_vision(tiny.draw_checkpoint(layout, part=svd.CLIP_PREFIX), layout)
     network = clip_vision.model.float().requires_grad_(True)
     for layer in network.modules():

@@ -1,10 +1,10 @@
 """The tiny model inside this process's ComfyUI, through the pack's own nodes."""
 
-import asyncio
-
 import pytest
 import torch
 from exvideo_pack.exvideo_core.tiny import write_tiny_model
+
+from dev.inside import node_runner
 
 
 @pytest.fixture(autouse=True)
@@ -26,24 +26,9 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def nodes(models):
-    """The pack's nodes by id, as the host gets them."""
-    import exvideo_pack
-
-    extension = asyncio.run(exvideo_pack.comfy_entrypoint())
-    return {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
-
-
-@pytest.fixture(scope="session")
-def run(nodes):
+def run(models):
     """Execute a node with its schema's defaults where no input is given, as the host would."""
-
-    def call(node_id, **inputs):
-        node = nodes[node_id]
-        defaults = {i.id: i.default for i in node.GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
-        return node.execute(**{**defaults, **inputs}).args
-
-    return call
+    return node_runner()
 
 
 @pytest.fixture(scope="session")
