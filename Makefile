@@ -1,15 +1,16 @@
 # Everything is done by dev/ in Python; this only gives the commands short names.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: help demo test parity bench train-tiny lint host clean
+.PHONY: help demo test parity bench train-tiny reproduce lint host clean
 
 help:
 	@echo "make demo   a video from a picture, as the last line its path:"
 	@echo "            IMAGE=… FRAMES=128 SIZE=WxH STEPS=… SEED=… OUT=… PORT=…"
 	@echo "make test   lint, types and tests; ARGS=… goes to pytest, HOST=none leaves out ComfyUI"
 	@echo "make parity the comparison with the authors' code in full, about 45 minutes on 2 cores and 17 GiB of memory"
-	@echo "make bench  memory counted and passes timed, beside the authors' code; about 25 minutes, 17 GiB of memory"
+	@echo "make bench  memory counted and passes timed, beside the authors' code; about 40 minutes, 17 GiB of memory"
 	@echo "make train-tiny  train the tiny model on little scenes, from nothing; hours on 2 cores, goes on where it stopped"
+	@echo "make reproduce  the paper's claim on the tiny model: tables and a picture; about half an hour"
 	@echo "make lint   ruff alone"
 	@echo "make host   only the environment: .venv and a ComfyUI"
 	@echo "make clean  remove all of that, and out/"
@@ -33,9 +34,14 @@ bench: host
 	@.venv/bin/python -m benchmarks.counted
 	@.venv/bin/python -m benchmarks.measured $(ARGS)
 	@.venv/bin/python -m benchmarks.started
+	@.venv/bin/python -m benchmarks.interpolated
+	@.venv/bin/python -m benchmarks.rendered
 
 train-tiny: host
 	@.venv/bin/python -m dev.tiny $(ARGS)
+
+reproduce: host
+	@.venv/bin/python -m dev.tiny.reproduce $(ARGS)
 
 lint: host
 	@.venv/bin/python -m ruff check .

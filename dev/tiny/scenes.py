@@ -15,11 +15,14 @@ from __future__ import annotations
 import colorsys
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 KINDS = ("disc", "square", "triangle")
+RING = "ring"
+"""A shape that nothing is trained on; it moves as a disc does, which it looks most like."""
 MARGIN = 0.02
 """Between shapes and the edges of the picture, whose sides are 1."""
 CIRCLE = 0.14
@@ -31,7 +34,7 @@ class Scene:
     """What there is to see.
 
     Attributes:
-        kind: of `KINDS`.
+        kind: of `KINDS`, or `RING`.
         radius: of the shape, where a side of the picture is 1.
         place: of its middle in the first frame, (x, y).
         heading: where it goes first, in radians; x grows to the right, y downwards.
@@ -56,7 +59,7 @@ class Scene:
         """Where the shape is, x and y, and where it is heading."""
         x, y = self.place
         way = self.speed * seconds
-        if self.kind == "disc":
+        if self.kind in ("disc", RING):
             ahead = x + way * math.cos(self.heading), y + way * math.sin(self.heading)
             (x, back_x), (y, back_y) = (_bounced(place, self.radius + MARGIN) for place in ahead)
             return x, y, math.atan2(back_y * math.sin(self.heading), back_x * math.cos(self.heading))
@@ -71,23 +74,29 @@ class Scene:
         return x, y, turned
 
 
-def scene(seed: int, hues: tuple[float, float] = (0.0, 0.8), radii: tuple[float, float] = (0.11, 0.19)) -> Scene:
+def scene(
+    seed: int,
+    kinds: Sequence[str] = KINDS,
+    hues: tuple[float, float] = (0.0, 0.8),
+    radii: tuple[float, float] = (0.11, 0.19),
+) -> Scene:
     """The scene of a seed.
 
     Args:
         seed: any number.
+        kinds: shapes that there may be.
         hues: colours that shapes may have, around the colour wheel from 0 to 1.
         radii: sizes that they may have.
     """
     chance = random.Random(seed)
-    kind, radius = chance.choice(KINDS), chance.uniform(*radii)
+    kind, radius = chance.choice(kinds), chance.uniform(*radii)
     heading = chance.uniform(-math.pi, math.pi)
     far = 0.5 - radius - MARGIN
     if kind == "square":
         out, angle = chance.uniform(0.15, far), chance.uniform(-math.pi, math.pi)
         place, heading = (0.5 + out * math.cos(angle), 0.5 + out * math.sin(angle)), angle + math.pi / 2
     else:
-        near = far if kind == "disc" else far - CIRCLE
+        near = far - CIRCLE if kind == "triangle" else far
         place = 0.5 + chance.uniform(-near, near), 0.5 + chance.uniform(-near, near)
     if kind == "triangle":
         place = place[0] + CIRCLE * math.sin(heading), place[1] - CIRCLE * math.cos(heading)
@@ -135,6 +144,8 @@ def _distance(kind: str, u: torch.Tensor, v: torch.Tensor, radius: float) -> tor
     """From the outline of a shape that looks along u; negative inside."""
     if kind == "disc":
         return torch.hypot(u, v) - radius
+    if kind == RING:
+        return (torch.hypot(u, v) - 0.7 * radius).abs() - 0.3 * radius
     if kind == "square":
         return torch.maximum(u.abs(), v.abs()) - 0.85 * radius
     # A triangle whose tip is ahead.
