@@ -75,6 +75,11 @@ class Server:
         """Where it answers."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def group(self) -> int | None:
+        """The process group that it and all it starts are in; None while it does not run."""
+        return None if self._process is None else self._process.pid
+
     def alive(self) -> bool:
         """Whether the process runs (it may still be too busy to answer)."""
         return self._process is not None and self._process.poll() is None

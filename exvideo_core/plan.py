@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -70,3 +71,118 @@ def window_positions(frames: Sequence[int], clip: int, num_frames: int, leads_in
     if clip <= num_frames:
         return list(frames)
     return [max(i - leads_in, 0) for i in range(len(frames))]
+
+
+class Segment(NamedTuple):
+    """A part of a chain, sampled at once.
+
+    Attributes:
+        number: 0, 1, 2, …
+        frames: of the clip.
+        pinned: how many of them, at the beginning, the segment before has made.
+        seed: of its noise.
+    """
+
+    number: int
+    frames: Window
+    pinned: int
+    seed: int
+
+    @property
+    def new(self) -> Window:
+        """The frames that this segment adds to the clip."""
+        return Window(self.frames.start + self.pinned, self.frames.stop)
+
+
+def chain_segments(total: int, length: int, overlap: int, seed: int) -> list[Segment]:
+    """Cut a clip into segments that are sampled one after the other, each going on from the end of the one before.
+
+    Args:
+        total: frames of the clip, ≥ 1.
+        length: of a segment in frames, ≥ 1; the last may be shorter.
+        overlap: frames that a segment is given from the one before, 1 ≤ overlap < length; any below `length` where
+            one segment is all.
+        seed: of the first segment. The others' are spread over all 64 bits.
+
+    Returns:
+        Segments in order, whose new frames are the clip's, each once.
+
+    Raises:
+        ExVideoError: a number outside its range.
+    """
+    windows = overlapped_windows(total, length, overlap)
+    if overlap == 0 and len(windows) > 1:
+        raise ExVideoError(
+            f"A chain of {total} frames in segments of {length} needs an overlap of 1 to {length - 1} frames, got 0: "
+            "without any, a segment would not know what to go on from."
+        )
+    return [
+        Segment(number, window, overlap if number else 0, (seed + number * 0x9E3779B97F4A7C15) % 2**64)
+        for number, window in enumerate(windows)
+    ]
+
+
+def drifting_windows(total: int, length: int, overlap: int, step: int, loop: bool = False) -> list[list[int]]:
+    """Cut a clip into overlapped windows whose edges lie elsewhere at each step, so that no edge is seen in the end.
+
+    Args:
+        total: frames of the clip, ≥ 1.
+        length: of a window in frames, ≥ 1.
+        overlap: frames that neighbours share at least, 0 ≤ overlap < length.
+        step: number of the sampling step.
+        loop: whether the first frame follows on the last.
+
+    Returns:
+        The frames of each window by their numbers. They cover every frame. In a loop all are of the same length and
+        may go over the end; else so are all, but a clip that is shorter than a window is one window.
+
+    Raises:
+        ExVideoError: a number outside its range.
+    """
+    windows = overlapped_windows(total, length, overlap)  # checks the numbers
+    if total <= length:
+        return [list(range(total))]
+    stride = length - overlap
+    # By the golden section no shift comes near one of the last few steps.
+    shift = round(step * 0.6180339887 * stride) % stride
+    if loop:
+        starts = range(shift, shift + total, stride)
+        return [[(start + i) % total for i in range(length)] for start in starts]
+    last = windows[-1].stop - length
+    starts_clipped = sorted({min(max(start, 0), last) for start in range(shift - stride, total - overlap, stride)})
+    return [list(range(start, start + length)) for start in starts_clipped]
+
+
+def window_rows(frames: Sequence[int], clip: int, num_frames: int, loop: bool = False) -> list[int]:
+    """Which row of the position table each frame of a drifting window takes.
+
+    Frames keep their place where the table reaches the clip's end. Where it does not, a window takes its place as far
+    as there are rows, and the table's last rows beyond: so that none but the first begins at row 0, which to the model
+    means the picture that the clip starts from. In a loop no frame is the first, so all windows take the last rows.
+
+    Args:
+        frames: the window's, by their number in the clip.
+        clip: length of the whole clip in frames.
+        num_frames: F, rows of the table.
+        loop: whether the first frame follows on the last.
+    """
+    if clip <= num_frames and not loop:
+        return list(frames)
+    last = num_frames - len(frames)
+    start = last if loop else min(frames[0], last)
+    return [start + i for i in range(len(frames))]
+
+
+def window_weights(length: int, overlap: int, rises: bool, falls: bool) -> list[float]:
+    """How much each frame of a window counts against its neighbours': a smooth step up, and one down (sin²).
+
+    Args:
+        length: of the window in frames.
+        overlap: frames of each step.
+        rises, falls: whether a neighbour comes before, and after.
+    """
+
+    def ramp(i: int) -> float:
+        return math.sin(math.pi / 2 * (i + 1) / (overlap + 1)) ** 2 if i < overlap else 1.0
+
+    return [min(ramp(i) if rises else 1.0, ramp(length - 1 - i) if falls else 1.0) for i in range(length)]

@@ -18,8 +18,13 @@ def latent_noise(latent: torch.Tensor, seed: int) -> torch.Tensor:
     return torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
-def linear_guidance(min_cfg: float, max_cfg: float) -> Guidance:
+def linear_guidance(min_cfg: float, max_cfg: float, first: int = 0, total: int | None = None) -> Guidance:
     """Classifier-free guidance that grows linearly from the first frame to the last, as SVD was built for.
+
+    Args:
+        min_cfg, max_cfg: at the clip's first and last frame.
+        first: number of the first frame that is guided, where it is a part of a longer clip.
+        total: frames of that clip; as many as are guided by default.
 
     Returns:
         A function of ComfyUI's guidance arguments: `cond` and `uncond`, [T, 4, H/8, W/8] each, to the guided one.
@@ -27,7 +32,8 @@ def linear_guidance(min_cfg: float, max_cfg: float) -> Guidance:
 
     def guide(args: Mapping[str, Any]) -> torch.Tensor:
         cond, uncond = args["cond"], args["uncond"]
-        scale = torch.linspace(min_cfg, max_cfg, cond.shape[0]).to(cond).view(-1, 1, 1, 1)
+        frames = len(cond)
+        scale = torch.linspace(min_cfg, max_cfg, total or frames)[first : first + frames].to(cond).view(-1, 1, 1, 1)
         return uncond + scale * (cond - uncond)
 
     return guide

@@ -6,13 +6,26 @@ The last three at once: render. Beside that way: post-tune → save.
 from comfy_api.latest import ComfyExtension, io
 
 from ..exvideo_core import host
-from . import apply, condition, decode, export, interpolate, load, post_tune, render, sample, save_extension
+from . import (
+    apply,
+    condition,
+    decode,
+    export,
+    interpolate,
+    load,
+    long_sample,
+    post_tune,
+    render,
+    sample,
+    save_extension,
+)
 
 NODES: list[type[io.ComfyNode]] = [
     *load.NODES,
     *apply.NODES,
     *condition.NODES,
     *sample.NODES,
+    *long_sample.NODES,
     *decode.NODES,
     *interpolate.NODES,
     *export.NODES,

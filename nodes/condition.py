@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -25,15 +26,8 @@ class ExVideoConditioning(io.ComfyNode):
                 io.ClipVision.Input("clip_vision", tooltip="SVD's image encoder."),
                 io.Vae.Input("vae", tooltip="SVD's autoencoder."),
                 io.Image.Input("init_image", tooltip="The picture to start from; of a batch, the first."),
-                io.Int.Input(
-                    "width",
-                    default=512,
-                    min=64,
-                    max=8192,
-                    step=8,
-                    tooltip="Of the video, in pixels. The picture is cropped at the centre to these proportions.",
-                ),
-                io.Int.Input("height", default=512, min=64, max=8192, step=8, tooltip="Of the video, in pixels."),
+                width_input(),
+                height_input(),
                 io.Int.Input(
                     "num_frames",
                     default=128,
@@ -41,30 +35,9 @@ class ExVideoConditioning(io.ComfyNode):
                     max=MAX_FRAMES,
                     tooltip="Length of the video in frames, at most what the extension was trained for (128).",
                 ),
-                io.Int.Input(
-                    "motion_bucket_id",
-                    default=127,
-                    min=0,
-                    max=1023,
-                    tooltip="How much moves: higher is more. SVD was trained on 0 to 255.",
-                ),
-                io.Int.Input(
-                    "fps",
-                    default=30,
-                    min=1,
-                    max=1024,
-                    tooltip="Frames a second that the motion is made for. The release was trained at 30.",
-                ),
-                advanced(
-                    io.Float,
-                    "augmentation_level",
-                    default=0.02,
-                    min=0.0,
-                    max=10.0,
-                    step=0.01,
-                    tooltip="Noise added to the picture, as deviation of pixels in −1 … 1. More frees the motion "
-                    "from the picture.",
-                ),
+                motion_input(),
+                speed_input(),
+                augmentation_input(),
                 seed_input("the noise added to the picture"),
                 io.Image.Input(
                     "init_video",
@@ -98,24 +71,91 @@ class ExVideoConditioning(io.ComfyNode):
         init_video: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         shape = ClipShape.of_pixels(num_frames, height, width)
+        ids = {"motion_bucket_id": motion_bucket_id, "fps": fps, "augmentation_level": augmentation_level}
         if init_video is not None and len(init_video) < num_frames:
             raise ExVideoError(
                 f"init_video has {len(init_video)} frames, but the video is to have {num_frames}: "
                 "lower num_frames, or connect a longer video."
             )
-        image = conditioning.first_image(init_image)
-        token = host.encode_clip(clip_vision, partial(conditioning.clip_pixels, image))
-        first_frame = conditioning.augment(conditioning.fit(image, shape), augmentation_level, seed)
-        image_latent = vae.encode(first_frame)
+        positive, negative = condition(clip_vision, vae, conditioning.first_image(init_image), shape, ids, seed)
         if init_video is None:
             latent = torch.zeros(shape.latent)
         else:
             latent = host.encode_frames(vae, conditioning.fit(conditioning.rgb(init_video[:num_frames]), shape))
-
-        ids = {"motion_bucket_id": motion_bucket_id, "fps": fps, "augmentation_level": augmentation_level}
-        positive = [[token, {**ids, "concat_latent_image": image_latent}]]
-        negative = [[torch.zeros_like(token), {**ids, "concat_latent_image": torch.zeros_like(image_latent)}]]
         return io.NodeOutput(positive, negative, {"samples": latent}, float(fps))
+
+
+def width_input() -> Any:
+    return io.Int.Input(
+        "width",
+        default=512,
+        min=64,
+        max=8192,
+        step=8,
+        tooltip="Of the video, in pixels. The picture is cropped at the centre to these proportions.",
+    )
+
+
+def height_input() -> Any:
+    return io.Int.Input("height", default=512, min=64, max=8192, step=8, tooltip="Of the video, in pixels.")
+
+
+def motion_input() -> Any:
+    return io.Int.Input(
+        "motion_bucket_id",
+        default=127,
+        min=0,
+        max=1023,
+        tooltip="How much moves: higher is more. SVD was trained on 0 to 255.",
+    )
+
+
+def speed_input() -> Any:
+    return io.Int.Input(
+        "fps",
+        default=30,
+        min=1,
+        max=1024,
+        tooltip="Frames a second that the motion is made for. The release was trained at 30.",
+    )
+
+
+def augmentation_input() -> Any:
+    return advanced(
+        io.Float,
+        "augmentation_level",
+        default=0.02,
+        min=0.0,
+        max=10.0,
+        step=0.01,
+        tooltip="Noise added to the picture, as deviation of pixels in −1 … 1. More frees the motion from the picture.",
+    )
+
+
+def condition(
+    clip_vision: Any,
+    vae: Any,
+    image: torch.Tensor,
+    shape: ClipShape,
+    ids: Mapping[str, float],
+    seed: int,
+    token_of: torch.Tensor | None = None,
+) -> tuple[Any, Any]:
+    """What guides the sampling of a clip: positive and negative CONDITIONING.
+
+    Args:
+        image: the clip's first frame, [1, H, W, 3].
+        shape: of the clip.
+        ids: motion_bucket_id, fps and augmentation_level.
+        seed: of the noise that is added to the image.
+        token_of: what the image encoder looks at, [1, H, W, 3]; the image itself by default.
+    """
+    token = host.encode_clip(clip_vision, partial(conditioning.clip_pixels, image if token_of is None else token_of))
+    first_frame = conditioning.augment(conditioning.fit(image, shape), ids["augmentation_level"], seed)
+    latent = vae.encode(first_frame)
+    positive = [[token, {**ids, "concat_latent_image": latent}]]
+    negative = [[torch.zeros_like(token), {**ids, "concat_latent_image": torch.zeros_like(latent)}]]
+    return positive, negative
 
 
 NODES = [ExVideoConditioning]

@@ -11,13 +11,54 @@ from ..exvideo_core.types import clip_latents
 from .schema import schema, seed_input
 
 
-def _steps_input() -> Any:
+def steps_input() -> Any:
     return io.Int.Input(
         "steps",
         default=25,
         min=1,
         max=10000,
         tooltip="Model calls. More is finer and slower; the authors used 50 for a first pass, 25 for a second.",
+    )
+
+
+def min_cfg_input() -> Any:
+    return io.Float.Input(
+        "min_cfg",
+        default=2.0,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        tooltip="Guidance at the first frame: higher follows the picture more closely.",
+    )
+
+
+def max_cfg_input() -> Any:
+    return io.Float.Input(
+        "max_cfg",
+        default=2.0,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        tooltip="Guidance at the last frame; it grows linearly in between.",
+    )
+
+
+def normalize_input() -> Any:
+    return io.Boolean.Input(
+        "normalize",
+        default=True,
+        tooltip="Give every frame the brightness and contrast of the whole clip, against drift.",
+    )
+
+
+def contrast_input() -> Any:
+    return io.Float.Input(
+        "contrast",
+        default=1.2,
+        min=0.0,
+        max=10.0,
+        step=0.01,
+        tooltip="Factor on the finished latents. The authors use 1.2 against greyness; 1 leaves them.",
     )
 
 
@@ -43,7 +84,7 @@ class ExVideoScheduler(io.ComfyNode):
             search_aliases=["exvideo", "karras", "sigmas", "svd scheduler"],
             inputs=[
                 io.Model.Input("model", tooltip="The SVD model to be sampled."),
-                _steps_input(),
+                steps_input(),
                 _denoise_input(),
             ],
             outputs=[io.Sigmas.Output("sigmas", display_name="SIGMAS")],
@@ -70,37 +111,12 @@ class ExVideoSampler(io.ComfyNode):
                 io.Conditioning.Input("negative"),
                 io.Latent.Input("latent", tooltip="The clip to start from; a noise mask pins frames."),
                 seed_input("the noise the video is made from"),
-                _steps_input(),
-                io.Float.Input(
-                    "min_cfg",
-                    default=2.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Guidance at the first frame: higher follows the picture more closely.",
-                ),
-                io.Float.Input(
-                    "max_cfg",
-                    default=2.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Guidance at the last frame; it grows linearly in between.",
-                ),
+                steps_input(),
+                min_cfg_input(),
+                max_cfg_input(),
                 _denoise_input(),
-                io.Boolean.Input(
-                    "normalize",
-                    default=True,
-                    tooltip="Give every frame the brightness and contrast of the whole clip, against drift.",
-                ),
-                io.Float.Input(
-                    "contrast",
-                    default=1.2,
-                    min=0.0,
-                    max=10.0,
-                    step=0.01,
-                    tooltip="Factor on the finished latents. The authors use 1.2 against greyness; 1 leaves them.",
-                ),
+                normalize_input(),
+                contrast_input(),
             ],
             outputs=[io.Latent.Output("samples", display_name="LATENT")],
         )

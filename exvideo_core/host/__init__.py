@@ -2,6 +2,7 @@
 
 from .checkpoint import load_svd
 from .decoder import frame_decoder
+from .drifting import extension_length, with_drifting_windows
 from .files import (
     MODEL_FOLDER,
     graph_metadata,
@@ -19,6 +20,7 @@ from .files import (
 )
 from .interpolation import between_frames, interpolation_socket
 from .learning import Denoiser, Encoder, trainable
+from .long_runs import long_run_folder, model_identity, sampling_progress
 from .patch import apply_extension, base_weights, require_svd
 from .post_tune import CURVE, post_tune
 from .running import encode_clip, encode_frames, sample_euler
@@ -33,12 +35,15 @@ __all__ = [
     "between_frames",
     "encode_clip",
     "encode_frames",
+    "extension_length",
     "frame_decoder",
     "graph_metadata",
     "input_folder",
     "interpolation_socket",
     "interruptible",
     "load_svd",
+    "long_run_folder",
+    "model_identity",
     "model_names",
     "model_path",
     "output_file",
@@ -50,6 +55,8 @@ __all__ = [
     "require_version",
     "run_folder",
     "sample_euler",
+    "sampling_progress",
     "save_latents",
     "trainable",
+    "with_drifting_windows",
 ]

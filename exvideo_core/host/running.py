@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
+import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfy.samplers
 import comfy.utils
@@ -36,6 +37,40 @@ def encode_frames(vae: Any, frames: torch.Tensor, at_once: int = 8) -> torch.Ten
     return torch.cat(latents)
 
 
+class StepStore(Protocol):
+    """Keeps the noised latents at the beginning of the last step."""
+
+    def load_step(self) -> tuple[int, torch.Tensor] | None: ...
+
+    def save_step(self, step: int, latents: torch.Tensor) -> None: ...
+
+
+def _kept_euler(steps: StepStore) -> Callable[..., torch.Tensor]:
+    """The host's Euler sampler, going on at the step that is kept."""
+
+    def sample(
+        model: Any,
+        x: torch.Tensor,
+        sigmas: torch.Tensor,
+        extra_args: Any = None,
+        callback: Any = None,
+        disable: Any = None,
+    ) -> torch.Tensor:
+        first, begun = steps.load_step() or (0, x)
+
+        def told(step: dict[str, Any]) -> None:
+            steps.save_step(first + step["i"], step["x"].cpu())
+            if callback is not None:
+                callback({**step, "i": first + step["i"]})
+
+        sampled: torch.Tensor = comfy.k_diffusion.sampling.sample_euler(
+            model, begun.to(x), sigmas[first:], extra_args=extra_args, callback=told, disable=disable
+        )
+        return sampled
+
+    return sample
+
+
 def sample_euler(
     model: Any,
     positive: Any,
@@ -46,12 +81,16 @@ def sample_euler(
     cfg: float,
     guidance: Callable[[Mapping[str, Any]], torch.Tensor] | None,
     seed: int,
+    callback: Callable[..., None] | None = None,
+    steps: StepStore | None = None,
 ) -> torch.Tensor:
     """The host's Euler sampler over our noise levels, with the host's previews, masks, offloading and interrupts.
 
     Args:
         latent: LATENT to start from; its `noise_mask`, where there is one, pins frames.
         guidance: takes the place of plain guidance by `cfg`.
+        callback: told of each step; by default it shows progress and previews at the node.
+        steps: where each step is kept as it begins, and from which to go on.
 
     Returns:
         Latents of the shape of `noise`, on the host's intermediate device.
@@ -66,10 +105,10 @@ def sample_euler(
     samples = guider.sample(
         noise,
         latent["samples"],
-        comfy.samplers.sampler_object("euler"),
+        comfy.samplers.sampler_object("euler") if steps is None else comfy.samplers.KSAMPLER(_kept_euler(steps)),
         sigmas,
         denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        callback=callback or latent_preview.prepare_callback(model, len(sigmas) - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )

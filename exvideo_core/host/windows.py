@@ -46,7 +46,8 @@ def window_conditions(
         return _apart(positions, range(len(x)), executor, model, conds, x, timestep, options, *args)
 
     clip = max(getattr(window, "total_frames", 0), *(len(value.cond) for value in _tensors(conds)))
-    rows = window_positions(frames, clip, positions.num_frames, leads_in)
+    # Our own windows (see `drifting`) know which rows theirs are.
+    rows = getattr(window, "rows", None) or window_positions(frames, clip, positions.num_frames, leads_in)
     options = {**options, "transformer_options": {**options["transformer_options"], FRAME_NUMBERS: rows}}
     conds = [_cut(entries, frames, clip) for entries in conds]
     return _apart(positions, rows, executor, model, conds, x, timestep, options, *args)

@@ -2,7 +2,15 @@ import itertools
 
 import pytest
 
-from exvideo_core.plan import Window, blend_weights, overlapped_windows, window_positions
+from exvideo_core.plan import (
+    Window,
+    blend_weights,
+    chain_segments,
+    drifting_windows,
+    overlapped_windows,
+    window_positions,
+    window_weights,
+)
 from exvideo_core.types import ExVideoError
 
 
@@ -47,3 +55,66 @@ def test_windows_keep_their_place_or_start_anew():
     assert window_positions([5, 6, 7], 9, 8) == [0, 1, 2]
     assert window_positions([4, 5, 6, 7], 9, 8, leads_in=True) == [0, 0, 1, 2]
     assert window_positions([4, 5, 6, 7], 8, 8, leads_in=True) == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 16])
+def test_every_frame_of_a_chain_is_new_in_one_segment(length):
+    for total, overlap in itertools.product(range(1, 60), range(1, max(length, 2))):
+        if overlap >= length and total > length:
+            continue
+        segments = chain_segments(total, length, min(overlap, length - 1), 7)
+        assert [frame for segment in segments for frame in range(*segment.new)] == list(range(total))
+        assert segments[0].pinned == 0
+        assert segments[0].seed == 7
+        assert len({segment.seed for segment in segments}) == len(segments)
+        for before, after in itertools.pairwise(segments):
+            # What is given is what the segment before ends with.
+            assert after.frames.start + after.pinned == before.frames.stop
+            assert 0 < after.pinned < after.frames.frames <= length
+            assert after.number == before.number + 1
+
+
+def test_one_segment_is_the_whole_clip():
+    for overlap in (0, 4):
+        (segment,) = chain_segments(8, 8, overlap, 3)
+        assert segment == (0, Window(0, 8), 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("total", "length", "overlap", "told"),
+    [(0, 8, 4, "no frames"), (9, 8, 8, "overlap = 8"), (9, 8, 0, "overlap of 1 to 7"), (9, 0, 0, "window = 0")],
+)
+def test_impossible_chains_are_refused(total, length, overlap, told):
+    with pytest.raises(ExVideoError, match=told):
+        chain_segments(total, length, overlap, 0)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+@pytest.mark.parametrize(("length", "overlap"), [(1, 0), (4, 1), (8, 0), (8, 3), (8, 7), (16, 8)])
+def test_drifting_windows_cover_every_frame_at_every_step(length, overlap, loop):
+    for total, step in itertools.product(range(1, 50), range(0, 30, 3)):
+        windows = drifting_windows(total, length, overlap, step, loop)
+        assert {frame for window in windows for frame in window} == set(range(total))
+        assert {len(window) for window in windows} == {min(total, length)}
+        for window in windows:
+            follows = [(frame + 1) % total for frame in window[:-1]]
+            assert window[1:] == follows
+            assert loop or window == sorted(window)
+        if not loop:
+            for before, after in itertools.pairwise(windows):
+                assert len(set(before) & set(after)) >= overlap or after[-1] == total - 1
+
+
+def test_windows_begin_elsewhere_at_each_step():
+    edges = [{window[0] for window in drifting_windows(200, 32, 8, step)} - {0, 168} for step in range(10)]
+    assert all(not a & b for a, b in itertools.pairwise(edges))
+
+
+def test_smooth_weights_of_neighbours_add_up():
+    ours = window_weights(16, 6, True, True)
+    theirs = window_weights(16, 6, True, True)
+    assert ours == ours[::-1]
+    assert ours[6:10] == [1.0] * 4
+    for i in range(6):
+        assert ours[10 + i] + theirs[i] == pytest.approx(1)
+    assert window_weights(5, 2, False, False) == [1.0] * 5

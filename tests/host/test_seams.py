@@ -5,7 +5,7 @@ import torch
 from exvideo_pack.exvideo_core import svd, tiny
 from exvideo_pack.exvideo_core.host import checkpoint
 
-FRAMES, WINDOW, OVERLAP = 40, 8, 4
+FRAMES, WINDOW, OVERLAP = 32, 8, 4
 STRIDE = WINDOW - OVERLAP
 
 

@@ -17,8 +17,8 @@ from dev.environment import ROOT
 
 NODES = {
     "ExVideoLoader", "ExVideoCheckpointLoader", "ExVideoInit", "ExVideoApply", "ExVideoConditioning",
-    "ExVideoScheduler", "ExVideoSampler", "ExVideoDecode", "ExVideoInterpolate", "ExVideoSave", "ExVideoRender",
-    "ExVideoPostTune", "ExVideoSaveExtension",
+    "ExVideoScheduler", "ExVideoSampler", "ExVideoLongSampler", "ExVideoDecode", "ExVideoInterpolate",
+    "ExVideoSave", "ExVideoRender", "ExVideoPostTune", "ExVideoSaveExtension",
 }  # fmt: skip
 
 

@@ -1,0 +1,76 @@
+"""A long clip denoised as a whole, in overlapped windows that lie elsewhere at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import comfy.samplers
+import torch
+
+from ..layers import PositionLayers
+from ..plan import drifting_windows, window_rows, window_weights
+from .files import throw_if_interrupted
+
+
+class _Window(NamedTuple):
+    """As `window_conditions` reads it: which frames of the clip, of how many, and their rows of the position table."""
+
+    index_list: list[int]
+    total_frames: int
+    rows: list[int]
+
+
+class Drifting:
+    """The host's calculation of predictions, window by window, blended.
+
+    Args:
+        sigmas: noise levels of the run, by which a step is known.
+        length, overlap: of a window in frames.
+        loop: whether the first frame follows on the last.
+        num_frames: F, rows of the extension's position table.
+    """
+
+    def __init__(self, sigmas: torch.Tensor, length: int, overlap: int, loop: bool, num_frames: int):
+        self._sigmas, self._length, self._overlap, self._loop = sigmas, length, overlap, loop
+        self._num_frames = num_frames
+
+    def __call__(self, args: dict[str, Any]) -> list[torch.Tensor]:
+        """The host's hook: `conds`, `input` [T, 4, H/8, W/8], `sigma`, `model` and `model_options` to predictions."""
+        x, sigma, options = args["input"], args["sigma"], args["model_options"]
+        total = len(x)
+        step = int((self._sigmas.to(sigma) - sigma.flatten()[0]).abs().argmin())
+        windows = drifting_windows(total, self._length, self._overlap, step, self._loop)
+        sums = [torch.zeros_like(x) for _ in args["conds"]]
+        weights = x.new_zeros(total, 1, 1, 1)
+        for frames in windows:
+            throw_if_interrupted()
+            rows = window_rows(frames, total, self._num_frames, self._loop)
+            inner = {**options.get("transformer_options", {}), "context_window": _Window(frames, total, rows)}
+            found = comfy.samplers.calc_cond_batch(
+                args["model"],
+                args["conds"],
+                x[frames],
+                sigma[frames] if len(sigma) == total else sigma,
+                {**options, "transformer_options": inner},
+            )
+            ends = self._loop and len(windows) > 1
+            own = window_weights(len(frames), self._overlap, ends or frames[0] > 0, ends or frames[-1] < total - 1)
+            weight = x.new_tensor(own).view(-1, 1, 1, 1)
+            weights[frames] += weight
+            for added, prediction in zip(sums, found, strict=True):
+                added[frames] += weight * prediction
+        return [added / weights for added in sums]
+
+
+def with_drifting_windows(model: Any, *settings: Any) -> Any:
+    """A clone of a MODEL whose clips are denoised in windows; `settings` as of `Drifting`."""
+    clone = model.clone()
+    clone.set_model_sampler_calc_cond_batch_function(Drifting(*settings))
+    return clone
+
+
+def extension_length(model: Any) -> int | None:
+    """Frames that an extended MODEL reaches; None without an extension."""
+    parts: Sequence[Any] = model.get_nested_additional_models()
+    return next((part.model.num_frames for part in parts if isinstance(part.model, PositionLayers)), None)

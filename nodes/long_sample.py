@@ -1,0 +1,257 @@
+"""Sample at length: clips longer than the extension reaches, as a chain of segments or in drifting windows."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..exvideo_core import conditioning, host, sampling, schedule
+from ..exvideo_core.decode import decode_windows
+from ..exvideo_core.files import fingerprint
+from ..exvideo_core.long_sampling import sample_chain
+from ..exvideo_core.plan import Segment, chain_segments, drifting_windows
+from ..exvideo_core.run_store import RunStore
+from ..exvideo_core.types import ClipShape, ExVideoError
+from .condition import augmentation_input, condition, height_input, motion_input, speed_input, width_input
+from .sample import contrast_input, max_cfg_input, min_cfg_input, normalize_input, steps_input
+from .schema import MAX_FRAMES, advanced, schema, seed_input
+
+MODES = ("chain", "windows")
+TOKENS = ("segment", "picture")
+_NEIGHBOURS = 4
+"""Frames on either side of one that is decoded alone, for the decoder to look at."""
+
+log = logging.getLogger(__name__)
+
+
+class ExVideoLongSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ExVideoLongSampler",
+            display_name="ExVideo Long Sampler",
+            description="Makes a video of any length from a picture: segment after segment, each going on from the "
+            "end of the one before, or as a whole in overlapping windows. A long run can be kept and gone on with.",
+            search_aliases=["exvideo", "long video", "endless video", "loop", "extend video", "context windows"],
+            inputs=[
+                io.Model.Input("model", tooltip="SVD with ExVideo applied."),
+                io.ClipVision.Input("clip_vision", tooltip="SVD's image encoder."),
+                io.Vae.Input("vae", tooltip="SVD's autoencoder."),
+                io.Image.Input("init_image", tooltip="The picture to start from; of a batch, the first."),
+                io.Int.Input(
+                    "total_frames", default=384, min=1, max=MAX_FRAMES, tooltip="Length of the video in frames."
+                ),
+                io.Int.Input(
+                    "segment_frames",
+                    default=128,
+                    min=1,
+                    max=MAX_FRAMES,
+                    tooltip="Frames sampled at once, at most what the extension was trained for (128).",
+                ),
+                io.Int.Input(
+                    "overlap",
+                    default=16,
+                    min=0,
+                    max=MAX_FRAMES,
+                    tooltip="Frames that neighbouring segments or windows share.",
+                ),
+                width_input(),
+                height_input(),
+                motion_input(),
+                speed_input(),
+                augmentation_input(),
+                seed_input("the noise the video is made from"),
+                steps_input(),
+                min_cfg_input(),
+                max_cfg_input(),
+                normalize_input(),
+                contrast_input(),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default="chain",
+                    tooltip="chain goes on from the last frames, segment after segment; windows works on all frames "
+                    "at once in overlapping parts.",
+                ),
+                io.Boolean.Input(
+                    "loop", default=False, tooltip="The last frame flows into the first. In windows mode only."
+                ),
+                io.String.Input(
+                    "checkpoint_name",
+                    default="",
+                    tooltip="Keeps finished segments under this name in output/exvideo/runs: queued again after a "
+                    "crash or a cancel, the same settings go on there. Empty keeps nothing.",
+                ),
+                advanced(
+                    io.Combo,
+                    "token_from",
+                    options=list(TOKENS),
+                    default="segment",
+                    # Not in the contract, so that clients who know only that may leave it out.
+                    optional=True,
+                    tooltip="What the image encoder looks at in a chain: the first frame of each segment, or always "
+                    "the picture.",
+                ),
+                advanced(
+                    io.Boolean,
+                    "match_first",
+                    default=False,
+                    optional=True,
+                    tooltip="Give the frames of each segment of a chain the colours of the first segment, against "
+                    "drift.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output("samples", display_name="LATENT"),
+                # An output may not carry the id of an input.
+                io.Float.Output("video_fps", display_name="fps", tooltip="Frames a second, to save the video with."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip_vision: Any,
+        vae: Any,
+        init_image: torch.Tensor,
+        total_frames: int,
+        segment_frames: int,
+        overlap: int,
+        width: int,
+        height: int,
+        motion_bucket_id: int,
+        fps: int,
+        augmentation_level: float,
+        seed: int,
+        steps: int,
+        min_cfg: float,
+        max_cfg: float,
+        normalize: bool,
+        contrast: float,
+        mode: str,
+        loop: bool,
+        checkpoint_name: str,
+        token_from: str = "segment",
+        match_first: bool = False,
+    ) -> io.NodeOutput:
+        host.require_svd(model)
+        shape = ClipShape.of_pixels(total_frames, height, width)
+        reach = host.extension_length(model)
+        _check(mode, loop, min(segment_frames, total_frames), reach)
+        image = conditioning.first_image(init_image)
+        if image.shape[1] < shape.height or image.shape[2] < shape.width:
+            log.warning(
+                "ExVideo: the picture has %d×%d pixels and is enlarged to %d×%d; a larger one gives a sharper video.",
+                *image.shape[1:3][::-1], shape.width, shape.height,
+            )  # fmt: skip
+        ids = {"motion_bucket_id": motion_bucket_id, "fps": fps, "augmentation_level": augmentation_level}
+        sigmas = schedule.sigmas(steps)
+        sampler = _Sampler(model, sigmas, min_cfg, max_cfg, total_frames)
+
+        settings = {
+            "mode": mode, "model": host.model_identity(model), "picture": fingerprint({"picture": image}),
+            "total_frames": total_frames, "segment_frames": segment_frames, "overlap": overlap, "loop": loop,
+            "width": width, "height": height, **ids, "seed": seed, "steps": steps, "min_cfg": min_cfg,
+            "max_cfg": max_cfg, "token_from": token_from, "match_first": match_first,
+            # What the frames that segments begin with are decoded at.
+            "contrast": contrast,
+        }  # fmt: skip
+
+        def store() -> RunStore | None:
+            name = checkpoint_name.strip()
+            return RunStore(host.long_run_folder(name), settings) if name else None
+
+        if mode == "windows":
+            drifting_windows(total_frames, segment_frames, overlap, 0, loop)  # checks the numbers
+            kept = store()
+            positive, negative = condition(clip_vision, vae, image, shape, ids, seed)
+            model = host.with_drifting_windows(
+                model, sigmas, segment_frames, overlap, loop, reach or max(segment_frames, total_frames)
+            )
+            callback = host.sampling_progress(model, steps)(0)
+            latent = {"samples": torch.zeros(shape.latent)}
+            samples = sampler(positive, negative, latent, seed, 0, callback, model, kept)
+        else:
+            segments = chain_segments(total_frames, segment_frames, overlap, seed)
+            kept = store()
+            progress = host.sampling_progress(model, steps * len(segments))
+            begun = time.monotonic()
+
+            def sample(segment: Segment, picture: torch.Tensor | None, start: torch.Tensor) -> torch.Tensor:
+                part = shape._replace(frames=segment.frames.frames)
+                first = image if picture is None else picture
+                positive, negative = condition(
+                    clip_vision, vae, first, part, ids, seed, image if token_from == "picture" else None
+                )
+                latent: dict[str, Any] = {"samples": start}
+                if segment.pinned:
+                    mask = torch.ones(len(start), 1, *start.shape[2:])
+                    mask[: segment.pinned] = 0
+                    latent["noise_mask"] = mask
+                callback = progress(steps * segment.number)
+                return sampler(positive, negative, latent, segment.seed, segment.frames.start, callback)
+
+            def first_frame(latents: torch.Tensor, frame: int) -> torch.Tensor:
+                begin = max(frame - _NEIGHBOURS, 0)
+                around = latents[begin : frame + _NEIGHBOURS + 1] * contrast
+                frames = decode_windows(around, host.frame_decoder(vae, around, len(around)), len(around), 0)
+                return vae.process_output(frames)[frame - begin : frame - begin + 1]
+
+            def told(segment: Segment, clip: torch.Tensor) -> None:
+                done = segment.number + 1
+                left = (time.monotonic() - begun) / done * (len(segments) - done)
+                log.info(
+                    "ExVideo: segment %d of %d is done, %d of %d frames; about %.0f s to go.",
+                    done, len(segments), len(clip), total_frames, left,
+                )  # fmt: skip
+
+            samples = sample_chain(segments, shape.latent, sample, first_frame, kept, match_first, told)
+        return io.NodeOutput({"samples": sampling.post_process(samples, normalize, contrast)}, float(fps))
+
+
+def _check(mode: str, loop: bool, frames: int, reach: int | None) -> None:
+    """What can be refused before any work."""
+    if mode not in MODES:
+        raise ExVideoError(f"There is no mode {mode}: choose {' or '.join(MODES)}.")
+    if loop and mode != "windows":
+        raise ExVideoError("A loop is made in windows mode, where the last frames are sampled with the first: set it.")
+    if reach is not None and frames > reach:
+        raise ExVideoError(
+            f"Segments of {frames} frames are longer than this extension reaches, {reach}: lower segment_frames."
+        )
+
+
+class _Sampler:
+    """The sampling of ExVideo Sampler without what it does to the latents in the end."""
+
+    def __init__(self, model: Any, sigmas: torch.Tensor, min_cfg: float, max_cfg: float, total: int):
+        self._model, self._sigmas, self._total = model, sigmas, total
+        self._min_cfg, self._max_cfg = min_cfg, max_cfg
+
+    def __call__(
+        self,
+        positive: Any,
+        negative: Any,
+        latent: dict[str, Any],
+        seed: int,
+        first: int,
+        callback: Any,
+        model: Any = None,
+        steps: RunStore | None = None,
+    ) -> torch.Tensor:
+        guidance = None
+        if self._min_cfg != self._max_cfg:
+            guidance = sampling.linear_guidance(self._min_cfg, self._max_cfg, first, self._total)
+        noise = sampling.latent_noise(latent["samples"], seed)
+        return host.sample_euler(
+            model or self._model, positive, negative, noise, latent, self._sigmas, self._max_cfg, guidance, seed,
+            callback, steps,
+        )  # fmt: skip
+
+
+NODES = [ExVideoLongSampler]

@@ -1,0 +1,237 @@
+"""Videos of any length: chains of segments and drifting windows, stopped and gone on with."""
+
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from exvideo_pack.exvideo_core import host
+from exvideo_pack.exvideo_core.types import ExVideoError
+
+SIZE = {"width": 64, "height": 64}
+RAW = {"normalize": False, "contrast": 1.0, "min_cfg": 1.0, "max_cfg": 1.0}
+SHORT = {"segment_frames": 6, "overlap": 2, "steps": 3, "seed": 5, **SIZE}
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.fixture
+def picture():
+    return torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def extended(loaded, extension):
+    """The extended model, which counts its passes and may be told to stop in one."""
+    model = host.apply_extension(loaded[0], extension)
+    counted = {"passes": 0, "stop": None}
+
+    def watch(executor, *args, **kwargs):
+        counted["passes"] += 1
+        if counted["passes"] == counted["stop"]:
+            raise StoppedError
+        return executor(*args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "watch", watch)
+    return model, counted
+
+
+@pytest.fixture
+def long(run, loaded, extended, picture):
+    def call(**inputs):
+        _, clip_vision, vae = loaded
+        given = {"model": extended[0], "clip_vision": clip_vision, "vae": vae, "init_image": picture, **SHORT}
+        samples, fps = run("ExVideoLongSampler", **{**given, **inputs})
+        assert fps == inputs.get("fps", 30)
+        return samples["samples"]
+
+    return call
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """The output folder, for this test alone."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    return tmp_path / "exvideo" / "runs"
+
+
+@pytest.mark.parametrize("mode", ["chain", "windows"])
+@pytest.mark.parametrize("guidance", [(2.0, 2.0), (1.0, 3.0)])
+def test_one_segment_is_what_the_sampler_makes(run, loaded, extended, long, picture, mode, guidance):
+    _, clip_vision, vae = loaded
+    cfg = dict(zip(("min_cfg", "max_cfg"), guidance, strict=True))
+    shot = {"num_frames": 6, "seed": 5, **SIZE}
+    conditions = run("ExVideoConditioning", clip_vision=clip_vision, vae=vae, init_image=picture, **shot)
+    positive, negative, latent, _ = conditions
+    (expected,) = run(
+        "ExVideoSampler", model=extended[0], positive=positive, negative=negative, latent=latent, seed=5, steps=3, **cfg
+    )
+    assert torch.equal(long(total_frames=6, mode=mode, **cfg), expected["samples"])
+
+
+def test_a_chain_goes_on_from_what_it_has_made(long):
+    whole = long(total_frames=13, **RAW)
+    assert whole.shape == (13, 4, 8, 8)
+    assert torch.equal(long(total_frames=13, **RAW), whole)
+    # What comes later changes nothing of what came before.
+    for total in (6, 10):
+        assert torch.equal(long(total_frames=total, **RAW), whole[:total])
+    assert not torch.equal(long(total_frames=13, **{**RAW, "overlap": 3}), whole)
+    assert not torch.equal(long(total_frames=13, token_from="picture", **RAW), whole)
+
+
+def test_normalisation_and_contrast_come_once_over_the_whole(long):
+    from exvideo_pack.exvideo_core.sampling import post_process
+
+    raw = long(total_frames=10, **RAW)
+    assert torch.equal(long(total_frames=10, **{**RAW, "normalize": True}), post_process(raw, True, 1.0))
+
+
+def test_segments_can_have_the_colours_of_the_first(long):
+    matched = long(total_frames=10, match_first=True, **RAW)
+    first, rest = matched[:6], matched[6:]
+    for statistic in (torch.mean, torch.std):
+        for channel in range(4):
+            assert statistic(rest[:, channel]) == pytest.approx(float(statistic(first[:, channel])), abs=0.02)
+
+
+@pytest.mark.parametrize("stop", [4, 8])
+def test_a_chain_that_was_stopped_goes_on_to_the_same_bits(long, extended, runs, stop):
+    counted = extended[1]
+    expected = long(total_frames=14, **RAW)
+    # cfg 1: one pass a step, three steps a segment, three segments.
+    assert counted["passes"] == 9
+    counted.update(passes=0, stop=stop)
+    with pytest.raises(StoppedError):
+        long(total_frames=14, checkpoint_name="mine", **RAW)
+    kept = sorted(path.name for path in (runs / "mine").glob("segment*"))
+    assert len(kept) == (stop - 1) // 3
+    counted.update(passes=0, stop=None)
+    assert torch.equal(long(total_frames=14, checkpoint_name="mine", **RAW), expected)
+    assert counted["passes"] == 9 - 3 * len(kept)
+    # And once more: all is there.
+    counted.update(passes=0)
+    assert torch.equal(long(total_frames=14, checkpoint_name="mine", **RAW), expected)
+    assert counted["passes"] == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_a_torn_file_costs_one_segment(long, extended, runs, caplog, damage):
+    expected = long(total_frames=14, checkpoint_name="mine", **RAW)
+    path = runs / "mine" / "segment_00001.safetensors"
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "changed":
+        data[-5] ^= 1
+        path.write_bytes(data)
+    else:
+        path.unlink()
+    extended[1].update(passes=0)
+    assert torch.equal(long(total_frames=14, checkpoint_name="mine", **RAW), expected)
+    assert extended[1]["passes"] == 3
+    assert ("damaged" in caplog.text) == (damage != "gone")
+
+
+def test_windows_that_were_stopped_go_on_at_their_step(long, extended, runs):
+    counted, inputs = extended[1], {"total_frames": 14, "mode": "windows", **RAW}
+    expected = long(**inputs)
+    passes = counted["passes"]
+    counted.update(passes=0, stop=passes - 1)
+    with pytest.raises(StoppedError):
+        long(checkpoint_name="mine", **inputs)
+    counted.update(passes=0, stop=None)
+    assert torch.equal(long(checkpoint_name="mine", **inputs), expected)
+    assert counted["passes"] < passes
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [({"seed": 6}, "seed was 5 and is 6"), ({"overlap": 3}, "overlap was 2 and is 3"), ({"steps": 4}, "steps was 3")],
+)
+def test_other_settings_are_refused_with_what_differs(long, extended, runs, changed, told):
+    long(total_frames=8, checkpoint_name="mine", **RAW)
+    extended[1].update(passes=0)
+    with pytest.raises(ExVideoError, match=told):
+        long(total_frames=8, checkpoint_name="mine", **{**RAW, **changed})
+    assert extended[1]["passes"] == 0
+
+
+def test_another_model_or_picture_is_refused(run, long, loaded, extension, runs, picture):
+    long(total_frames=8, checkpoint_name="mine", **RAW)
+    with pytest.raises(ExVideoError, match="picture was"):
+        long(total_frames=8, checkpoint_name="mine", init_image=1 - picture, **RAW)
+    half = host.apply_extension(loaded[0], extension, 0.5)
+    with pytest.raises(ExVideoError, match="model was"):
+        long(total_frames=8, checkpoint_name="mine", model=half, **RAW)
+    # Loaded or not, a model is the same one.
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    long(total_frames=8, checkpoint_name="mine", **RAW)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_windows_work_on_any_length(long, loop):
+    for total in (7, 20):
+        samples = long(total_frames=total, mode="windows", loop=loop, **RAW)
+        assert samples.shape == (total, 4, 8, 8)
+        assert samples.isfinite().all()
+
+
+def test_a_loop_has_no_first_frame_but_for_the_noise(long, extended, monkeypatch):
+    """Rolled noise gives the rolled loop: nothing else tells one frame from another."""
+    from exvideo_pack.exvideo_core import plan, sampling
+
+    # The windows' edges stay where they are in this test, or they would roll with the step, not with the noise.
+    monkeypatch.setattr(host.drifting, "drifting_windows", lambda total, length, overlap, step, loop: (
+        plan.drifting_windows(total, length, overlap, 0, loop)
+    ))  # fmt: skip
+    inputs = {"total_frames": 12, "mode": "windows", "loop": True, **RAW}
+    plain = long(**inputs)
+    noise, stride = sampling.latent_noise, SHORT["segment_frames"] - SHORT["overlap"]
+    monkeypatch.setattr(sampling, "latent_noise", lambda latent, seed: noise(latent, seed).roll(stride, 0))
+    torch.testing.assert_close(long(**inputs), plain.roll(stride, 0), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ({"overlap": 6}, "overlap = 6"),
+        ({"overlap": 0}, "needs an overlap of 1 to 5"),
+        ({"overlap": 6, "mode": "windows"}, "overlap = 6"),
+        ({"segment_frames": 129, "total_frames": 200}, "129 frames are longer than this extension reaches, 128"),
+        ({"loop": True}, "windows mode"),
+        ({"mode": "spiral"}, "choose chain or windows"),
+        ({"checkpoint_name": "../outside"}, "checkpoint_name"),
+        ({"checkpoint_name": "."}, "checkpoint_name"),
+    ],
+)
+def test_bad_input_is_told_before_any_sampling(long, extended, runs, inputs, told):
+    with pytest.raises(ExVideoError, match=told):
+        long(**{"total_frames": 14, **inputs})
+    assert extended[1]["passes"] == 0
+    assert not runs.exists()
+
+
+def test_a_folder_of_other_things_is_refused(long, extended, runs):
+    folder = runs / "mine"
+    folder.mkdir(parents=True)
+    (folder / "holiday.jpg").write_text("")
+    with pytest.raises(ExVideoError, match="holds other files"):
+        long(total_frames=14, checkpoint_name="mine")
+    (folder / "run.json").write_text("{ half")
+    with pytest.raises(ExVideoError, match="cannot be kept"):
+        long(total_frames=14, checkpoint_name="mine")
+    (runs / "file").write_text("")
+    with pytest.raises(ExVideoError, match="cannot be kept"):
+        long(total_frames=14, checkpoint_name="file")
+    assert extended[1]["passes"] == 0
+
+
+def test_a_single_frame_and_a_small_picture(long, caplog):
+    assert long(total_frames=1, **RAW).shape == (1, 4, 8, 8)
+    assert long(total_frames=2, init_image=torch.rand(1, 20, 30, 3), **RAW).shape == (2, 4, 8, 8)
+    assert "is enlarged to 64×64" in caplog.text
