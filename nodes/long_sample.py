@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from comfy_api.latest import io
@@ -150,9 +150,7 @@ class ExVideoLongSampler(io.ComfyNode):
                 *image.shape[1:3][::-1], shape.width, shape.height,
             )  # fmt: skip
         ids = {"motion_bucket_id": motion_bucket_id, "fps": fps, "augmentation_level": augmentation_level}
-        sigmas = schedule.sigmas(steps)
-        sampler = _Sampler(model, sigmas, min_cfg, max_cfg, total_frames)
-
+        job = _Job(model, clip_vision, vae, image, shape, ids, seed, schedule.sigmas(steps), min_cfg, max_cfg)
         settings = {
             "mode": mode, "model": host.model_identity(model), "picture": fingerprint({"picture": image}),
             "total_frames": total_frames, "segment_frames": segment_frames, "overlap": overlap, "loop": loop,
@@ -168,49 +166,11 @@ class ExVideoLongSampler(io.ComfyNode):
 
         if mode == "windows":
             drifting_windows(total_frames, segment_frames, overlap, 0, loop)  # checks the numbers
-            kept = store()
-            positive, negative = condition(clip_vision, vae, image, shape, ids, seed)
-            model = host.with_drifting_windows(
-                model, sigmas, segment_frames, overlap, loop, reach or max(segment_frames, total_frames)
-            )
-            callback = host.sampling_progress(model, steps)(0)
-            latent = {"samples": torch.zeros(shape.latent)}
-            samples = sampler(positive, negative, latent, seed, 0, callback, model, kept)
+            rows = reach or max(segment_frames, total_frames)
+            samples = _in_windows(job, (segment_frames, overlap, loop, rows), store())
         else:
             segments = chain_segments(total_frames, segment_frames, overlap, seed)
-            kept = store()
-            progress = host.sampling_progress(model, steps * len(segments))
-            begun = time.monotonic()
-
-            def sample(segment: Segment, picture: torch.Tensor | None, start: torch.Tensor) -> torch.Tensor:
-                part = shape._replace(frames=segment.frames.frames)
-                first = image if picture is None else picture
-                positive, negative = condition(
-                    clip_vision, vae, first, part, ids, seed, image if token_from == "picture" else None
-                )
-                latent: dict[str, Any] = {"samples": start}
-                if segment.pinned:
-                    mask = torch.ones(len(start), 1, *start.shape[2:])
-                    mask[: segment.pinned] = 0
-                    latent["noise_mask"] = mask
-                callback = progress(steps * segment.number)
-                return sampler(positive, negative, latent, segment.seed, segment.frames.start, callback)
-
-            def first_frame(latents: torch.Tensor, frame: int) -> torch.Tensor:
-                begin = max(frame - _NEIGHBOURS, 0)
-                around = latents[begin : frame + _NEIGHBOURS + 1] * contrast
-                frames = decode_windows(around, host.frame_decoder(vae, around, len(around)), len(around), 0)
-                return vae.process_output(frames)[frame - begin : frame - begin + 1]
-
-            def told(segment: Segment, clip: torch.Tensor) -> None:
-                done = segment.number + 1
-                left = (time.monotonic() - begun) / done * (len(segments) - done)
-                log.info(
-                    "ExVideo: segment %d of %d is done, %d of %d frames; about %.0f s to go.",
-                    done, len(segments), len(clip), total_frames, left,
-                )  # fmt: skip
-
-            samples = sample_chain(segments, shape.latent, sample, first_frame, kept, match_first, told)
+            samples = _in_a_chain(job, segments, contrast, token_from == "picture", match_first, store())
         return io.NodeOutput({"samples": sampling.post_process(samples, normalize, contrast)}, float(fps))
 
 
@@ -226,32 +186,79 @@ def _check(mode: str, loop: bool, frames: int, reach: int | None) -> None:
         )
 
 
-class _Sampler:
-    """The sampling of ExVideo Sampler without what it does to the latents in the end."""
+class _Job(NamedTuple):
+    """What all parts of a video have in common."""
 
-    def __init__(self, model: Any, sigmas: torch.Tensor, min_cfg: float, max_cfg: float, total: int):
-        self._model, self._sigmas, self._total = model, sigmas, total
-        self._min_cfg, self._max_cfg = min_cfg, max_cfg
+    model: Any
+    clip_vision: Any
+    vae: Any
+    image: torch.Tensor
+    shape: ClipShape
+    ids: dict[str, float]
+    seed: int
+    sigmas: torch.Tensor
+    min_cfg: float
+    max_cfg: float
 
-    def __call__(
-        self,
-        positive: Any,
-        negative: Any,
-        latent: dict[str, Any],
-        seed: int,
-        first: int,
-        callback: Any,
-        model: Any = None,
-        steps: RunStore | None = None,
-    ) -> torch.Tensor:
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    def condition(self, picture: torch.Tensor, frames: int, token_of: torch.Tensor | None = None) -> tuple[Any, Any]:
+        shape = self.shape._replace(frames=frames)
+        return condition(self.clip_vision, self.vae, picture, shape, self.ids, self.seed, token_of)
+
+    def sample(self, conditions: tuple[Any, Any], latent: dict[str, Any], seed: int, first: int, **how: Any) -> Any:
+        """As ExVideo Sampler, without what that does to the latents in the end; `first` is the part's first frame."""
         guidance = None
-        if self._min_cfg != self._max_cfg:
-            guidance = sampling.linear_guidance(self._min_cfg, self._max_cfg, first, self._total)
+        if self.min_cfg != self.max_cfg:
+            guidance = sampling.linear_guidance(self.min_cfg, self.max_cfg, first, self.shape.frames)
         noise = sampling.latent_noise(latent["samples"], seed)
-        return host.sample_euler(
-            model or self._model, positive, negative, noise, latent, self._sigmas, self._max_cfg, guidance, seed,
-            callback, steps,
+        model = how.pop("model", self.model)
+        return host.sample_euler(model, *conditions, noise, latent, self.sigmas, self.max_cfg, guidance, seed, **how)
+
+
+def _in_windows(job: _Job, windows: tuple[int, int, bool, int], store: RunStore | None) -> torch.Tensor:
+    """All frames together; `windows` are length, overlap, loop and rows of the position table."""
+    latent = {"samples": torch.zeros(job.shape.latent)}
+    model = host.with_drifting_windows(job.model, job.sigmas, *windows)
+    callback = host.sampling_progress(model, job.steps)(0)
+    conditions = job.condition(job.image, job.shape.frames)
+    return job.sample(conditions, latent, job.seed, 0, model=model, callback=callback, steps=store)
+
+
+def _in_a_chain(
+    job: _Job, segments: list[Segment], contrast: float, from_picture: bool, match_first: bool, store: RunStore | None
+) -> torch.Tensor:
+    """Segment after segment."""
+    progress = host.sampling_progress(job.model, job.steps * len(segments))
+    begun = time.monotonic()
+
+    def sample(segment: Segment, picture: torch.Tensor | None, start: torch.Tensor) -> torch.Tensor:
+        first = job.image if picture is None else picture
+        conditions = job.condition(first, len(start), job.image if from_picture else None)
+        latent: dict[str, Any] = {"samples": start}
+        if segment.pinned:
+            latent["noise_mask"] = torch.ones(len(start), 1, *start.shape[2:])
+            latent["noise_mask"][: segment.pinned] = 0
+        callback = progress(job.steps * segment.number)
+        return job.sample(conditions, latent, segment.seed, segment.frames.start, callback=callback)
+
+    def first_frame(latents: torch.Tensor, frame: int) -> torch.Tensor:
+        begin = max(frame - _NEIGHBOURS, 0)
+        around = latents[begin : frame + _NEIGHBOURS + 1] * contrast
+        frames = decode_windows(around, host.frame_decoder(job.vae, around, len(around)), len(around), 0)
+        return job.vae.process_output(frames)[frame - begin : frame - begin + 1]
+
+    def told(segment: Segment, clip: torch.Tensor) -> None:
+        done = segment.number + 1
+        left = (time.monotonic() - begun) / done * (len(segments) - done)
+        log.info(
+            "ExVideo: segment %d of %d is done, %d of %d frames; about %.0f s to go.",
+            done, len(segments), len(clip), job.shape.frames, left,
         )  # fmt: skip
+
+    return sample_chain(segments, job.shape.latent, sample, first_frame, store, match_first, told)
 
 
 NODES = [ExVideoLongSampler]
