@@ -8,7 +8,7 @@ help:
 	@echo "            IMAGE=… FRAMES=128 SIZE=WxH STEPS=… SEED=… OUT=… PORT=…"
 	@echo "make test   lint, types and tests; ARGS=… goes to pytest, HOST=none leaves out ComfyUI"
 	@echo "make parity the comparison with the authors' code in full, about 45 minutes on 2 cores and 17 GiB of memory"
-	@echo "make bench  memory counted and passes timed, beside the authors' code; about 40 minutes, 17 GiB of memory"
+	@echo "make bench  memory counted and passes timed, beside the authors' code; about an hour, 17 GiB of memory"
 	@echo "make train-tiny  train the tiny model on little scenes, from nothing; hours on 2 cores, goes on where it stopped"
 	@echo "make reproduce  the paper's claim on the tiny model: tables and a picture; about half an hour"
 	@echo "make lint   ruff alone"
@@ -36,6 +36,8 @@ bench: host
 	@.venv/bin/python -m benchmarks.started
 	@.venv/bin/python -m benchmarks.interpolated
 	@.venv/bin/python -m benchmarks.rendered
+	@.venv/bin/python -m benchmarks.saved
+	@.venv/bin/python -m benchmarks.lengths
 
 train-tiny: host
 	@.venv/bin/python -m dev.tiny $(ARGS)

@@ -8,8 +8,6 @@ On the tiny model, on a CPU, each case in a process of its own; memory is what t
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.own_process import measure, most_resident
 from dev.inside import become_host, core, node_runner
 
 SIDE, SHORT, LONG = 256, 256, 4096
@@ -33,9 +32,7 @@ def main() -> None:
     for way, frames, multiplier in (
         (STREAM, SHORT, 1), (NODES, SHORT, 1), (STREAM, SHORT, 2), (NODES, SHORT, 2), (STREAM, LONG, 1),
     ):  # fmt: skip
-        command = [sys.executable, "-m", "benchmarks.rendered", way, str(frames), str(multiplier)]
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found = json.loads(out.strip().splitlines()[-1])
+        found = measure("benchmarks.rendered", way, frames, multiplier)
         seconds, peak = found["seconds"], found["peak"]
         rate = frames * multiplier / seconds
         print(f"| {frames} | {multiplier} | {way} | {seconds:.1f} | {rate:.1f} | {peak:.0f} |", flush=True)
@@ -61,9 +58,7 @@ def _run(way: str, frames: int, multiplier: int) -> dict[str, float]:
                     images, fps = run("ExVideoInterpolate", images=images, multiplier=multiplier, fps=fps)
                 run("ExVideoSave", images=images, fps=fps)
             seconds = time.perf_counter() - begun
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    peak = int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024
-    return {"seconds": seconds, "peak": peak}
+    return {"seconds": seconds, "peak": most_resident()}
 
 
 if __name__ == "__main__":
