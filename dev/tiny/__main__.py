@@ -12,6 +12,8 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,9 +25,8 @@ from dev.tiny.base import train_base
 from dev.tiny.data import LONG, scenes_seen, write_videos
 from dev.tiny.encoder import train_encoder
 from dev.tiny.norms import quick_group_norms
+from dev.tiny.trained import KEPT
 
-KEPT = ROOT / "assets" / "tiny"
-"""Where each stage's tensors go: they belong to the repository."""
 FOLDER = ROOT / ".host" / "tiny"
 """Where all else goes: scenes encoded, videos, the checkpoint that is put together."""
 RUN, CACHE = FOLDER / "extension", FOLDER / "post_tuning_cache"
@@ -39,6 +40,8 @@ class Recipe(NamedTuple):
     autoencoder: tuple[int, float] = (850, 2e-3)
     encoder: tuple[int, float] = (600, 1e-3)
     base: tuple[int, float] = (2400, 1e-3)
+    rounds: int = 3
+    """Of the base, which takes longest: each goes on from the one before, with as many new scenes."""
     extension: tuple[int, float] = (1500, 3e-4)
     scenes: int = 320
 
@@ -56,7 +59,8 @@ def main() -> None:
     if until == "encoder":
         return
     start = {**core("tiny").draw_checkpoint(layout), **parts}
-    parts |= _kept("base", lambda report: _base(start, layout, recipe, report))
+    for turn in range(recipe.rounds):
+        parts |= _kept("base", partial(_base, {**start, **parts}, layout, recipe, turn), turn)
     if until == "base":
         return
     _extension(parts, recipe)
@@ -72,14 +76,16 @@ def tiny_layout() -> Any:
     return replace(tiny.LAYOUT, unet=unet, vae=svd.VAELayout(channels=64, multipliers=(1, 1, 1, 1)))
 
 
-def _base(checkpoint: dict[str, torch.Tensor], layout: Any, recipe: Recipe, report: Report) -> dict[str, torch.Tensor]:
-    """The base's training, on scenes encoded by the parts that are trained already."""
+def _base(
+    checkpoint: dict[str, torch.Tensor], layout: Any, recipe: Recipe, turn: int, report: Report
+) -> dict[str, torch.Tensor]:
+    """A round of the base's training, on scenes encoded by the parts that are trained already."""
     build, prefix = core("host.checkpoint"), core("svd").UNET_PREFIX
     parts = (make(dict(checkpoint), layout) for make in (build.narrow_clip_vision, build.narrow_vae))
-    write_videos(FOLDER / "videos", recipe.scenes)
+    write_videos(FOLDER / "videos", (turn + 1) * recipe.scenes)
     scenes = list(scenes_seen(FOLDER / "videos", CACHE, *parts))
     unet = {key: tensor for key, tensor in checkpoint.items() if key.startswith(prefix)}
-    return train_base(unet, scenes, *recipe.base, report)
+    return train_base(unet, scenes, *recipe.base, turn, report)
 
 
 def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
@@ -88,7 +94,7 @@ def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
     checkpoint = FOLDER / core("tiny").CHECKPOINT
     half = {key: tensor.half() for key, tensor in parts.items()}
     core("files").save_tensors(checkpoint, half, {"title": "ExVideo tiny model, trained on scenes"})
-    write_videos(FOLDER / "videos", recipe.scenes)
+    write_videos(FOLDER / "videos", recipe.rounds * recipe.scenes)
     model, clip_vision, vae = host.load_svd(checkpoint)
     start = extension.new_extension(host.base_weights(model), LONG)
     steps, learning_rate = recipe.extension
@@ -106,10 +112,10 @@ def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
     core("post_tuning.curve").loss_curve(losses).save(KEPT / "extension.png")
 
 
-def _kept(stage: str, train: Callable[[Report], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The tensors of a stage: as kept, or trained now and kept."""
+def _kept(stage: str, train: Callable[[Report], dict[str, torch.Tensor]], turn: int = 0) -> dict[str, torch.Tensor]:
+    """The tensors of a stage after a round (or a later one): as kept, or trained now and kept."""
     files, path = core("files"), KEPT / f"{stage}.safetensors"
-    if not path.exists():
+    if _rounds_done(path) <= turn:
         losses: list[float] = []
         begun = time.monotonic()
 
@@ -120,11 +126,18 @@ def _kept(stage: str, train: Callable[[Report], dict[str, torch.Tensor]]) -> dic
 
         with quick_group_norms():
             tensors = train(report)
-        notes = {**_NOTES, "seconds": f"{time.monotonic() - begun:.0f}"}
+        notes = {**_NOTES, "seconds": f"{time.monotonic() - begun:.0f}", "rounds": str(turn + 1)}
         files.save_tensors(path, {key: tensor.half() for key, tensor in tensors.items()}, notes)
         core("post_tuning.curve").loss_curve(losses).save(path.with_suffix(".png"))
     with files.open_tensors(path, "Remove it.") as (file, shapes):
         return {key: file.get_tensor(key).float() for key in shapes}
+
+
+def _rounds_done(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with core("files").open_tensors(path, "Remove it.") as (file, _):
+        return int((file.metadata() or {}).get("rounds", 1))
 
 
 def _say(stage: str, step: int, losses: list[float], begun: float) -> None:

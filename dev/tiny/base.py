@@ -43,7 +43,12 @@ class Seen(NamedTuple):
 
 
 def train_base(
-    start: dict[str, torch.Tensor], scenes: Sequence[Seen], steps: int, learning_rate: float, report: Report
+    start: dict[str, torch.Tensor],
+    scenes: Sequence[Seen],
+    steps: int,
+    learning_rate: float,
+    turn: int,
+    report: Report,
 ) -> dict[str, torch.Tensor]:
     """Train, and return the running average of its tensors under SVD's names.
 
@@ -52,10 +57,11 @@ def train_base(
         scenes: what to learn.
         steps: of `CLIPS` clips each.
         learning_rate: at most.
+        turn: number of the round; the first begins with silent branches, the others where the one before ended.
         report: told step and loss.
     """
     learning, svd = core("host.learning"), core("svd")
-    begin = {key: torch.zeros_like(t) if key.endswith(_SILENT) else t for key, t in start.items()}
+    begin = {k: torch.zeros_like(t) if turn == 0 and k.endswith(_SILENT) else t for k, t in start.items()}
     model = svd_model(begin, torch.device("cpu"), torch.float32).model
     parameters = {key: nn.Parameter(tensor.clone()) for key, tensor in model.diffusion_model.named_parameters()}
     average = {key: parameter.detach().clone() for key, parameter in parameters.items()}
@@ -63,7 +69,7 @@ def train_base(
     with learning.swapped(model.diffusion_model, parameters):
         denoise = learning.Denoiser(model, None, None)
         for step in range(steps):
-            loss = _loss(denoise, scenes, step)
+            loss = _loss(denoise, scenes, turn * steps + step)
             optimizer.step(loss)
             keep = min(0.998, (1 + step) / (10 + step))
             values = [parameter.detach() for parameter in parameters.values()]

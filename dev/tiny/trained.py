@@ -12,6 +12,7 @@ from exvideo_core.files import open_tensors, save_tensors, whole_or_nothing
 from exvideo_core.tiny import CHECKPOINT, EXTENSION
 
 KEPT = ROOT / "assets" / "tiny"
+"""Where each stage's tensors go: they belong to the repository."""
 STAGES = ("autoencoder", "encoder", "base")
 """What is kept of the checkpoint, a file each; the extension is a file of its own anyway."""
 
