@@ -63,14 +63,18 @@ def svd_model(checkpoint: dict[str, torch.Tensor], device: torch.device, dtype: 
     return patcher.ModelPatcher(model, device, device)
 
 
+def pack_nodes() -> dict[str, Any]:
+    """The pack's nodes by id, as the host gets them."""
+    entry = asyncio.run(become_host().comfy_entrypoint())
+    return {node.GET_SCHEMA().node_id: node for node in asyncio.run(entry.get_node_list())}
+
+
 def node_runner() -> Callable[..., tuple[Any, ...]]:
     """A function that runs one of the pack's nodes as the host would: by id, with its defaults where nothing is given.
 
     For savers, the graph is empty.
     """
-    pack, latest = become_host(), importlib.import_module("comfy_api.latest")
-    entry = asyncio.run(pack.comfy_entrypoint())
-    nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(entry.get_node_list())}
+    nodes, latest = pack_nodes(), importlib.import_module("comfy_api.latest")
 
     def run(node_id: str, **inputs: Any) -> tuple[Any, ...]:
         node = nodes[node_id]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from exvideo_pack.exvideo_core.tiny import write_tiny_model
 
-from dev.inside import node_runner
+from dev.inside import node_runner, pack_nodes
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +23,12 @@ def models(tmp_path_factory):
     for name in ("checkpoints", "exvideo"):
         folder_paths.add_model_folder_path(name, str(folder / name))
     return folder
+
+
+@pytest.fixture(scope="session")
+def nodes(models):
+    """The pack's nodes by id, as the host gets them."""
+    return pack_nodes()
 
 
 @pytest.fixture(scope="session")

@@ -287,7 +287,13 @@ def test_no_node_reads_or_changes_global_random_state(nodes, loaded, models, ext
         },
         "ExVideoScheduler": {"model": model},
         "ExVideoSampler": {"model": extended, **conditions, "steps": 1},
+        "ExVideoLongSampler": {
+            "model": extended, "clip_vision": clip_vision, "vae": vae, "init_image": torch.full((1, 64, 64, 3), 0.4),
+            "width": 64, "height": 64, "total_frames": 5, "segment_frames": 4, "overlap": 1, "steps": 1,
+        },
         "ExVideoDecode": {"samples": latent, "vae": vae},
+        "ExVideoInterpolate": {"images": torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))},
+        "ExVideoRender": {"samples": latent, "vae": vae, "multiplier": 2},
         "ExVideoSave": {"images": torch.full((2, 64, 64, 3), 0.4)},
         "ExVideoPostTune": {
             "model": model, "exvideo": extension, "clip_vision": clip_vision, "vae": vae, "num_frames": 2, "steps": 1,
@@ -307,7 +313,7 @@ def test_no_node_reads_or_changes_global_random_state(nodes, loaded, models, ext
         assert torch.equal(torch.get_rng_state(), states[0]), node_id
         assert random.getstate() == states[1], node_id
         assert np.random.get_state()[1].tolist() == states[2], node_id
-    assert len(list((tmp_path / "video").glob("*.mp4"))) == 1
+    assert len(list((tmp_path / "video").glob("*.mp4"))) == 2
     assert len(list((tmp_path / "exvideo").glob("*.safetensors"))) == 1
 
 

@@ -4,8 +4,11 @@ import sys
 
 import pytest
 import torch
+from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.types import ExVideoError
 
+# Where the host has frame interpolation models.
+MODEL = ["model"] if host.interpolation_socket() else []
 EXPECTED = {
     "ExVideoLoader": (["exvideo_name"], ["EXVIDEO"]),
     "ExVideoCheckpointLoader": (["ckpt_name", "exvideo_name"], ["MODEL", "CLIP_VISION", "VAE"]),
@@ -26,7 +29,23 @@ EXPECTED = {
         ],
         ["LATENT"],
     ),
+    "ExVideoLongSampler": (
+        [
+            "model", "clip_vision", "vae", "init_image", "total_frames", "segment_frames", "overlap", "width", "height",
+            "motion_bucket_id", "fps", "augmentation_level", "seed", "steps", "min_cfg", "max_cfg", "normalize",
+            "contrast", "mode", "loop", "checkpoint_name", "token_from", "match_first",
+        ],
+        ["LATENT", "FLOAT"],
+    ),
     "ExVideoDecode": (["samples", "vae", "window", "overlap"], ["IMAGE"]),
+    "ExVideoInterpolate": (["images", "multiplier", "fps", *MODEL], ["IMAGE", "FLOAT"]),
+    "ExVideoRender": (
+        [
+            "samples", "vae", "fps", "multiplier", "window", "overlap", "filename_prefix", "format", "crf", "audio",
+            *MODEL, "keep_latents",
+        ],
+        [],
+    ),
     "ExVideoSave": (["images", "fps", "filename_prefix", "format", "crf", "audio"], []),
     "ExVideoPostTune": (
         [
