@@ -75,7 +75,7 @@ def save(
 
     height, width = size
     with host.output_file(filename_prefix, kind.suffix, width, height) as to:
-        preview = None if kind.shown else host.preview_file(f"{to.name}.mp4")
+        preview = None if kind.shown else host.preview_file(to)
         save_video(
             counted(),
             to.partial,

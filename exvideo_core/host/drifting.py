@@ -32,15 +32,16 @@ class Drifting:
     """
 
     def __init__(self, sigmas: torch.Tensor, length: int, overlap: int, loop: bool, num_frames: int):
-        self._sigmas, self._length, self._overlap, self._loop = sigmas, length, overlap, loop
-        self._num_frames = num_frames
+        # By the name that the host's own context windows have for it; see `Memory.prepared`.
+        self.context_length = length
+        self._sigmas, self._overlap, self._loop, self._num_frames = sigmas, overlap, loop, num_frames
 
     def __call__(self, args: dict[str, Any]) -> list[torch.Tensor]:
         """The host's hook: `conds`, `input` [T, 4, H/8, W/8], `sigma`, `model` and `model_options` to predictions."""
         x, sigma, options = args["input"], args["sigma"], args["model_options"]
         total = len(x)
         step = int((self._sigmas.to(sigma) - sigma.flatten()[0]).abs().argmin())
-        windows = drifting_windows(total, self._length, self._overlap, step, self._loop)
+        windows = drifting_windows(total, self.context_length, self._overlap, step, self._loop)
         sums = [torch.zeros_like(x) for _ in args["conds"]]
         weights = x.new_zeros(total, 1, 1, 1)
         for frames in windows:

@@ -102,11 +102,12 @@ def output_file(prefix: str, suffix: str, width: int = 0, height: int = 0) -> It
         yield Destination(claim.partial, claim.path.name, subfolder)
 
 
-def preview_file(name: str) -> Path:
-    """A file for the page alone, in the host's temporary folder, which it empties when it starts."""
+def preview_file(of: Destination) -> Path:
+    """An MP4 for the page alone, in the host's temporary folder, which it empties when it starts."""
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / name
+    # Files of one name in several subfolders have a preview each.
+    return folder / "_".join([*Path(of.subfolder).parts, f"{of.name}.mp4"])
 
 
 def _plain(prefix: str) -> str:

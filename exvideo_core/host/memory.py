@@ -86,8 +86,10 @@ class Memory:
         A wrapper around the host's preparation. It reckons by the number of images; so it is told of as many as take
         what a pass takes by its reckoning.
         """
-        handler = model.model_options.get("context_handler")
-        frames = min(noise_shape[0], getattr(handler, "context_length", noise_shape[0]))
+        # Whoever cuts the clip into windows, the host or our own `Drifting`, says how long they are.
+        places = ("context_handler", "sampler_calc_cond_batch_function")
+        lengths = [getattr(model.model_options.get(place), "context_length", noise_shape[0]) for place in places]
+        frames = min(noise_shape[0], *lengths)
         dtype = model.model.manual_cast_dtype or model.model.get_dtype()
         device = model.load_device
         weights = model.model_size() + sum(part.model_size() for part in model.get_nested_additional_models())

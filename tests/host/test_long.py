@@ -4,6 +4,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from exvideo_pack.exvideo_core import host
+from exvideo_pack.exvideo_core.host.memory import Memory
 from exvideo_pack.exvideo_core.types import ExVideoError
 
 SIZE = {"width": 64, "height": 64}
@@ -179,6 +180,16 @@ def test_windows_work_on_any_length(long, loop):
         samples = long(total_frames=total, mode="windows", loop=loop, **RAW)
         assert samples.shape == (total, 4, 8, 8)
         assert samples.isfinite().all()
+
+
+def test_the_host_is_told_of_a_window_and_not_of_the_whole_clip(loaded, extension):
+    model = host.apply_extension(loaded[0], extension)
+    windowed = host.with_drifting_windows(model, torch.tensor([1.0, 0.0]), 16, 4, False, 128)
+    told = []
+    memory = Memory("auto", 32)
+    for which, frames in ((windowed, 4096), (model, 16), (model, 4096)):
+        memory.prepared(lambda _model, shape: told.append(shape[0]), which, [frames, 4, 64, 64])
+    assert told[0] == told[1] < told[2]
 
 
 def test_a_loop_has_no_first_frame_but_for_the_noise(long, extended, monkeypatch):

@@ -161,7 +161,7 @@ def test_the_file_says_the_frame_rate_that_was_conditioned_times_the_multiplier(
         ({"fps": 900.0, "multiplier": 16}, "0.01 to 1000 frames a second"),
         ({"overlap": 8}, "overlap = 8"),
         ({"filename_prefix": "../../escaped"}, "output folder"),
-        ({"filename_prefix": "/tmp/escaped"}, "output folder"),
+        ({"filename_prefix": "/escaped"}, "output folder"),
         ({"filename_prefix": "a\0b"}, "No file can be called"),
         ({"filename_prefix": "video/NUL"}, "No file can be called"),
         ({"filename_prefix": ""}, "No file can be called"),
