@@ -19,10 +19,11 @@ def decode_windows(
     window: int = 8,
     overlap: int = 4,
     on_window: Callable[[int, int], None] = lambda done, total: None,
+    loop: bool = False,
 ) -> torch.Tensor:
     """Decode a whole clip: the frames of `decoded_frames` in one tensor, float32 [T, H, W, 3]."""
     clip: torch.Tensor | None = None
-    for number, frame in enumerate(decoded_frames(latents, decode, window, overlap, on_window)):
+    for number, frame in enumerate(decoded_frames(latents, decode, window, overlap, on_window, loop)):
         if clip is None:
             clip = frame.new_empty(len(latents), *frame.shape)
         clip[number] = frame
@@ -36,6 +37,7 @@ def decoded_frames(
     window: int = 8,
     overlap: int = 4,
     on_window: Callable[[int, int], None] = lambda done, total: None,
+    loop: bool = False,
 ) -> Iterator[torch.Tensor]:
     """Decode a clip window by window; a frame in several windows is their weighted mean.
 
@@ -47,6 +49,7 @@ def decoded_frames(
         decode: decodes one window; linear scale, not clipped, so that blending is exact.
         window, overlap: in frames; as the ExVideo reference, 8 and 4.
         on_window: told (windows done, windows in all) after each.
+        loop: whether the first frame follows on the last.
 
     Yields:
         float32 [H, W, 3], where `decode` put it, T times: each as soon as no later window has a part in it.
@@ -56,6 +59,11 @@ def decoded_frames(
     """
     frames = len(latents)
     windows = overlapped_windows(frames, window, overlap)
+    if loop:
+        # A window more at either end, of what comes before and after, and dropped again.
+        around = latents[[i % frames for i in range(-window, frames + window)]]
+        yield from itertools.islice(decoded_frames(around, decode, window, overlap, on_window), window, window + frames)
+        return
     totals = [0] * frames
     for w in windows:
         for i, weight in enumerate(blend_weights(w, frames)):

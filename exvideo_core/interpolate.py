@@ -26,7 +26,11 @@ _ALONE = 0.06
 
 
 def interpolate(
-    frames: Iterable[torch.Tensor], multiplier: int, between: Between, flow: Flow | None = None
+    frames: Iterable[torch.Tensor],
+    multiplier: int,
+    between: Between,
+    flow: Flow | None = None,
+    loop: bool = False,
 ) -> Iterator[torch.Tensor]:
     """Put multiplier − 1 frames between each two neighbours; those that come in go out bit for bit.
 
@@ -37,24 +41,34 @@ def interpolate(
         multiplier: 1 … `MAX_MULTIPLIER`.
         between: what lies between two frames.
         flow: to tell a new scene from a fast motion; the library's by default.
+        loop: whether the first frame follows on the last, so that something lies between these two as well.
 
     Yields:
-        (T − 1) · multiplier + 1 frames.
+        (T − 1) · multiplier + 1 frames; T · multiplier in a loop.
 
     Raises:
         ExVideoError: a multiplier out of range.
     """
     check_multiplier(multiplier)
     times = [step / multiplier for step in range(1, multiplier)]
+
+    def middle(before: torch.Tensor, after: torch.Tensor) -> Iterator[torch.Tensor]:
+        if times and is_cut(before, after, flow or library_flow()):
+            yield from (before if time < 0.5 else after for time in times)
+        elif times:
+            yield from between(before, after, times)
+
+    first: torch.Tensor | None = None
     before: torch.Tensor | None = None
     for frame in frames:
-        if before is not None and times:
-            if is_cut(before, frame, flow or library_flow()):
-                yield from (before if time < 0.5 else frame for time in times)
-            else:
-                yield from between(before, frame, times)
+        if before is None:
+            first = frame
+        else:
+            yield from middle(before, frame)
         yield frame
         before = frame
+    if loop and first is not None and before is not None:
+        yield from middle(before, first)
 
 
 def check_multiplier(multiplier: int) -> None:
@@ -63,9 +77,9 @@ def check_multiplier(multiplier: int) -> None:
         raise ExVideoError(f"The multiplier of frames is 1 to {MAX_MULTIPLIER}, got {multiplier}.")
 
 
-def interpolated_length(frames: int, multiplier: int) -> int:
+def interpolated_length(frames: int, multiplier: int, loop: bool = False) -> int:
     """Frames that come out of `interpolate`, of so many that go in."""
-    return (frames - 1) * multiplier + 1 if frames else 0
+    return frames * multiplier if loop or not frames else (frames - 1) * multiplier + 1
 
 
 def is_cut(first: torch.Tensor, second: torch.Tensor, flow: Flow) -> bool:

@@ -19,7 +19,7 @@ class SampleSegment(Protocol):
         Args:
             segment: which.
             picture: its first frame, [1, H, W, 3]; None is the picture that the whole clip starts from.
-            start: [n, 4, h, w]; the pinned frames as they are, zero for the others.
+            start: [n, 4, h, w]; the pinned frames as they are, the others as the clip starts.
         """
         ...
 
@@ -48,7 +48,7 @@ class KeepNothing:
 
 def sample_chain(
     segments: Sequence[Segment],
-    shape: Sequence[int],
+    start: torch.Tensor,
     sample: SampleSegment,
     first_frame: Callable[[torch.Tensor, int], torch.Tensor],
     store: Store | None = None,
@@ -59,7 +59,7 @@ def sample_chain(
 
     Args:
         segments: as `plan.chain_segments` cuts the clip.
-        shape: of the clip's latents, [T, 4, h, w].
+        start: what the clip starts from, [T, 4, h, w]; zeros where it is made from nothing.
         sample: samples one segment; pinned frames come back as they went in.
         first_frame: from the latents that there are, [up to T, 4, h, w], and a frame's number: that frame,
             [1, H, W, 3].
@@ -72,14 +72,13 @@ def sample_chain(
         float32 [T, 4, h, w] in main memory.
     """
     store = store or KeepNothing()
-    clip = torch.zeros(tuple(shape))
+    clip = start.detach().to("cpu", torch.float32, copy=True)
     for segment in segments:
         new = slice(*segment.new)
         made = store.load(segment)
         if made is None:
-            start = clip[slice(*segment.frames)].clone()
             picture = first_frame(clip[: segment.new.start], segment.frames.start) if segment.pinned else None
-            made = sample(segment, picture, start)[segment.pinned :].to(clip)
+            made = sample(segment, picture, clip[slice(*segment.frames)].clone())[segment.pinned :].to(clip)
             if match and segment.pinned:
                 made = _matched(made, clip[slice(*segments[0].frames)])
             store.save(segment, made)

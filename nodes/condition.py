@@ -39,12 +39,7 @@ class ExVideoConditioning(io.ComfyNode):
                 speed_input(),
                 augmentation_input(),
                 seed_input("the noise added to the picture"),
-                io.Image.Input(
-                    "init_video",
-                    optional=True,
-                    tooltip="A video to start from instead of an empty clip; sample it with a denoise below 1. "
-                    "Needs at least num_frames frames.",
-                ),
+                video_input("num_frames"),
             ],
             outputs=[
                 io.Conditioning.Output("positive", display_name="positive"),
@@ -72,17 +67,9 @@ class ExVideoConditioning(io.ComfyNode):
     ) -> io.NodeOutput:
         shape = ClipShape.of_pixels(num_frames, height, width)
         ids = {"motion_bucket_id": motion_bucket_id, "fps": fps, "augmentation_level": augmentation_level}
-        if init_video is not None and len(init_video) < num_frames:
-            raise ExVideoError(
-                f"init_video has {len(init_video)} frames, but the video is to have {num_frames}: "
-                "lower num_frames, or connect a longer video."
-            )
+        check_video(init_video, "num_frames", num_frames)
         positive, negative = condition(clip_vision, vae, conditioning.first_image(init_image), shape, ids, seed)
-        if init_video is None:
-            latent = torch.zeros(shape.latent)
-        else:
-            latent = host.encode_frames(vae, conditioning.fit(conditioning.rgb(init_video[:num_frames]), shape))
-        return io.NodeOutput(positive, negative, {"samples": latent}, float(fps))
+        return io.NodeOutput(positive, negative, {"samples": first_latents(vae, init_video, shape)}, float(fps))
 
 
 def width_input() -> Any:
@@ -130,6 +117,31 @@ def augmentation_input() -> Any:
         step=0.01,
         tooltip="Noise added to the picture, as deviation of pixels in −1 … 1. More frees the motion from the picture.",
     )
+
+
+def video_input(length: str) -> Any:
+    return io.Image.Input(
+        "init_video",
+        optional=True,
+        tooltip="A video to start from instead of an empty clip; sample it with a denoise below 1. "
+        f"Needs at least {length} frames.",
+    )
+
+
+def check_video(video: torch.Tensor | None, name: str, frames: int) -> None:
+    """Raise ExVideoError if a video has fewer frames than the input of that name says."""
+    if video is not None and len(video) < frames:
+        raise ExVideoError(
+            f"init_video has {len(video)} frames, but the video is to have {frames}: "
+            f"lower {name}, or connect a longer video."
+        )
+
+
+def first_latents(vae: Any, video: torch.Tensor | None, shape: ClipShape) -> torch.Tensor:
+    """What sampling starts from, [T, 4, H/8, W/8]: a video's latents, or zeros for noise alone."""
+    if video is None:
+        return torch.zeros(shape.latent)
+    return host.encode_frames(vae, conditioning.fit(conditioning.rgb(video[: shape.frames]), shape))
 
 
 def condition(

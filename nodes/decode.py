@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..exvideo_core import host
 from ..exvideo_core.decode import decode_windows
 from ..exvideo_core.types import clip_latents
-from .schema import overlap_input, schema, window_input
+from .schema import loop_input, overlap_input, schema, window_input
 
 
 class ExVideoDecode(io.ComfyNode):
@@ -25,15 +25,18 @@ class ExVideoDecode(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="SVD's autoencoder with the temporal decoder."),
                 window_input(),
                 overlap_input(),
+                loop_input(),
             ],
             outputs=[io.Image.Output("images", display_name="IMAGE")],
         )
 
     @classmethod
-    def execute(cls, samples: dict[str, Any], vae: Any, window: int = 8, overlap: int = 4) -> io.NodeOutput:
+    def execute(
+        cls, samples: dict[str, Any], vae: Any, window: int = 8, overlap: int = 4, loop: bool = False
+    ) -> io.NodeOutput:
         latents = clip_latents(samples)
         decode = host.frame_decoder(vae, latents, window)
-        frames = decode_windows(latents, decode, window, overlap, host.progress())
+        frames = decode_windows(latents, decode, window, overlap, host.progress(), loop)
         # Clipping to the range of pixels comes after blending, or overlapped windows would not blend exactly.
         return io.NodeOutput(vae.process_output(frames))
 

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..exvideo_core import conditioning, host
 from ..exvideo_core.interpolate import MAX_MULTIPLIER, check_multiplier, interpolate, interpolated_length
-from .schema import fps_input, host_model_inputs, schema
+from .schema import fps_input, host_model_inputs, loop_input, schema
 
 
 class ExVideoInterpolate(io.ComfyNode):
@@ -32,6 +32,7 @@ class ExVideoInterpolate(io.ComfyNode):
                 ),
                 fps_input("Frames a second of what comes in. Connect fps of ExVideo Image to Video."),
                 *host_model_inputs(),
+                loop_input(),
             ],
             outputs=[
                 io.Image.Output("interpolated", display_name="IMAGE"),
@@ -41,12 +42,15 @@ class ExVideoInterpolate(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images: torch.Tensor, multiplier: int, fps: float, model: Any = None) -> io.NodeOutput:
+    def execute(
+        cls, images: torch.Tensor, multiplier: int, fps: float, model: Any = None, loop: bool = False
+    ) -> io.NodeOutput:
         check_multiplier(multiplier)
         frames = conditioning.rgb(images)
-        result = frames.new_empty(interpolated_length(len(frames), multiplier), *frames.shape[1:])
+        result = frames.new_empty(interpolated_length(len(frames), multiplier, loop), *frames.shape[1:])
         update = host.progress()
-        for number, frame in enumerate(interpolate(frames, multiplier, host.between_frames(model))):
+        made = interpolate(frames, multiplier, host.between_frames(model), loop=loop)
+        for number, frame in enumerate(made):
             result[number] = frame
             update(number + 1, len(result))
         return io.NodeOutput(result, fps * multiplier)

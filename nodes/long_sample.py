@@ -16,7 +16,17 @@ from ..exvideo_core.long_sampling import sample_chain
 from ..exvideo_core.plan import Segment, chain_segments, drifting_windows
 from ..exvideo_core.run_store import RunStore
 from ..exvideo_core.types import ClipShape, ExVideoError
-from .condition import augmentation_input, condition, height_input, motion_input, speed_input, width_input
+from .condition import (
+    augmentation_input,
+    check_video,
+    condition,
+    first_latents,
+    height_input,
+    motion_input,
+    speed_input,
+    video_input,
+    width_input,
+)
 from .sample import contrast_input, max_cfg_input, min_cfg_input, normalize_input, steps_input
 from .schema import MAX_FRAMES, advanced, schema, seed_input
 
@@ -104,6 +114,18 @@ class ExVideoLongSampler(io.ComfyNode):
                     tooltip="Give the frames of each segment of a chain the colours of the first segment, against "
                     "drift.",
                 ),
+                # Nor are these two.
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="How much of the noise to go through: 1 makes a video from nothing, 0.5 reworks an "
+                    "init_video.",
+                ),
+                video_input("total_frames"),
             ],
             outputs=[
                 io.Latent.Output("samples", display_name="LATENT"),
@@ -138,11 +160,14 @@ class ExVideoLongSampler(io.ComfyNode):
         checkpoint_name: str,
         token_from: str = "segment",
         match_first: bool = False,
+        denoise: float = 1.0,
+        init_video: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         host.require_svd(model)
         shape = ClipShape.of_pixels(total_frames, height, width)
         reach = host.extension_length(model)
         _check(mode, loop, min(segment_frames, total_frames), reach)
+        check_video(init_video, "total_frames", total_frames)
         image = conditioning.first_image(init_image)
         if image.shape[1] < shape.height or image.shape[2] < shape.width:
             log.warning(
@@ -150,12 +175,18 @@ class ExVideoLongSampler(io.ComfyNode):
                 *image.shape[1:3][::-1], shape.width, shape.height,
             )  # fmt: skip
         ids = {"motion_bucket_id": motion_bucket_id, "fps": fps, "augmentation_level": augmentation_level}
-        job = _Job(model, clip_vision, vae, image, shape, ids, seed, schedule.sigmas(steps), min_cfg, max_cfg)
+        sigmas = schedule.sigmas(steps, denoise)
+        # Refuses numbers that do not go together before any work is done.
+        segments = chain_segments(total_frames, segment_frames, overlap, seed) if mode == "chain" else []
+        drifting_windows(total_frames, segment_frames, overlap, 0, loop)
+        start = first_latents(vae, init_video, shape)
+        job = _Job(model, clip_vision, vae, image, shape, ids, seed, sigmas, min_cfg, max_cfg)
         settings = {
             "mode": mode, "model": host.model_identity(model), "picture": fingerprint({"picture": image}),
             "total_frames": total_frames, "segment_frames": segment_frames, "overlap": overlap, "loop": loop,
             "width": width, "height": height, **ids, "seed": seed, "steps": steps, "min_cfg": min_cfg,
             "max_cfg": max_cfg, "token_from": token_from, "match_first": match_first,
+            "denoise": denoise, "init_video": None if init_video is None else fingerprint({"latents": start}),
             # What the frames that segments begin with are decoded at.
             "contrast": contrast,
         }  # fmt: skip
@@ -165,12 +196,10 @@ class ExVideoLongSampler(io.ComfyNode):
             return RunStore(host.long_run_folder(name), settings) if name else None
 
         if mode == "windows":
-            drifting_windows(total_frames, segment_frames, overlap, 0, loop)  # checks the numbers
             rows = reach or max(segment_frames, total_frames)
-            samples = _in_windows(job, (segment_frames, overlap, loop, rows), store())
+            samples = _in_windows(job, start, (segment_frames, overlap, loop, rows), store())
         else:
-            segments = chain_segments(total_frames, segment_frames, overlap, seed)
-            samples = _in_a_chain(job, segments, contrast, token_from == "picture", match_first, store())
+            samples = _in_a_chain(job, start, segments, contrast, token_from == "picture", match_first, store())
         return io.NodeOutput({"samples": sampling.post_process(samples, normalize, contrast)}, float(fps))
 
 
@@ -218,28 +247,35 @@ class _Job(NamedTuple):
         return host.sample_euler(model, *conditions, noise, latent, self.sigmas, self.max_cfg, guidance, seed, **how)
 
 
-def _in_windows(job: _Job, windows: tuple[int, int, bool, int], store: RunStore | None) -> torch.Tensor:
+def _in_windows(
+    job: _Job, start: torch.Tensor, windows: tuple[int, int, bool, int], store: RunStore | None
+) -> torch.Tensor:
     """All frames together; `windows` are length, overlap, loop and rows of the position table."""
-    latent = {"samples": torch.zeros(job.shape.latent)}
     model = host.with_drifting_windows(job.model, job.sigmas, *windows)
     callback = host.sampling_progress(model, job.steps)(0)
     conditions = job.condition(job.image, job.shape.frames)
-    return job.sample(conditions, latent, job.seed, 0, model=model, callback=callback, steps=store)
+    return job.sample(conditions, {"samples": start}, job.seed, 0, model=model, callback=callback, steps=store)
 
 
 def _in_a_chain(
-    job: _Job, segments: list[Segment], contrast: float, from_picture: bool, match_first: bool, store: RunStore | None
+    job: _Job,
+    start: torch.Tensor,
+    segments: list[Segment],
+    contrast: float,
+    from_picture: bool,
+    match_first: bool,
+    store: RunStore | None,
 ) -> torch.Tensor:
     """Segment after segment."""
     progress = host.sampling_progress(job.model, job.steps * len(segments))
     begun = time.monotonic()
 
-    def sample(segment: Segment, picture: torch.Tensor | None, start: torch.Tensor) -> torch.Tensor:
+    def sample(segment: Segment, picture: torch.Tensor | None, begin: torch.Tensor) -> torch.Tensor:
         first = job.image if picture is None else picture
-        conditions = job.condition(first, len(start), job.image if from_picture else None)
-        latent: dict[str, Any] = {"samples": start}
+        conditions = job.condition(first, len(begin), job.image if from_picture else None)
+        latent: dict[str, Any] = {"samples": begin}
         if segment.pinned:
-            latent["noise_mask"] = torch.ones(len(start), 1, *start.shape[2:])
+            latent["noise_mask"] = torch.ones(len(begin), 1, *begin.shape[2:])
             latent["noise_mask"][: segment.pinned] = 0
         callback = progress(job.steps * segment.number)
         return job.sample(conditions, latent, segment.seed, segment.frames.start, callback=callback)
@@ -258,7 +294,7 @@ def _in_a_chain(
             done, len(segments), len(clip), job.shape.frames, left,
         )  # fmt: skip
 
-    return sample_chain(segments, job.shape.latent, sample, first_frame, store, match_first, told)
+    return sample_chain(segments, start, sample, first_frame, store, match_first, told)
 
 
 NODES = [ExVideoLongSampler]

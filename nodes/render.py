@@ -23,6 +23,7 @@ from .schema import (
     format_input,
     fps_input,
     host_model_inputs,
+    loop_input,
     overlap_input,
     schema,
     window_input,
@@ -71,6 +72,7 @@ class ExVideoRender(io.ComfyNode):
                     tooltip=f"Save the latents first, as Save Latent does, so that they are not lost if rendering "
                     f"fails: auto does it for more than {LONG} frames.",
                 ),
+                loop_input(),
             ],
             outputs=[],
         )
@@ -90,6 +92,7 @@ class ExVideoRender(io.ComfyNode):
         audio: dict[str, Any] | None = None,
         model: Any = None,
         keep_latents: str = "auto",
+        loop: bool = False,
     ) -> io.NodeOutput:
         latents = clip_latents(samples)
         check_multiplier(multiplier)
@@ -101,13 +104,13 @@ class ExVideoRender(io.ComfyNode):
         decode = host.frame_decoder(vae, latents, window)
 
         def pixels() -> Iterator[torch.Tensor]:
-            for frame in decoded_frames(latents, decode, window, overlap, host.interruptible):
+            for frame in decoded_frames(latents, decode, window, overlap, host.interruptible, loop):
                 # With a batch of one, since some autoencoders look at its dimensions.
                 yield vae.process_output(frame[None])[0]
 
-        frames = interpolate(pixels(), multiplier, host.between_frames(model))
+        frames = interpolate(pixels(), multiplier, host.between_frames(model), loop=loop)
         size = latents.shape[2] * PIXELS_PER_CELL, latents.shape[3] * PIXELS_PER_CELL
-        length = interpolated_length(len(latents), multiplier)
+        length = interpolated_length(len(latents), multiplier, loop)
         return save(frames, length, size, fps * multiplier, filename_prefix, format, crf, audio, cls.hidden)
 
 

@@ -77,6 +77,17 @@ def overlap_input() -> Any:
     )
 
 
+def loop_input() -> Any:
+    return advanced(
+        io.Boolean,
+        "loop",
+        default=False,
+        # Not in the contract, so that clients who know only that may leave it out.
+        optional=True,
+        tooltip="The last frame flows into the first, as ExVideo Long Sampler makes it with its own loop.",
+    )
+
+
 def filename_input() -> Any:
     return io.String.Input(
         "filename_prefix",

@@ -37,6 +37,25 @@ def test_progress_counts_windows_and_may_stop():
         decode_windows(torch.zeros(16, 4, 1, 1), upscale, on_window=stop)
 
 
+def around(latents):
+    """A decoder that looks at the frame before and the one after, as far as the window has them."""
+    blurred = torch.nn.functional.avg_pool1d(latents.flatten(1).T[None], 3, 1, 1, count_include_pad=False)
+    return upscale(blurred[0].T.reshape(latents.shape))
+
+
+@pytest.mark.parametrize(("frames", "window", "overlap"), [(16, 8, 4), (5, 8, 4), (13, 6, 2), (1, 8, 4), (9, 3, 0)])
+def test_a_loop_has_no_first_frame(frames, window, overlap):
+    latents = torch.randn(frames, 4, 2, 2)
+    whole = decode_windows(latents, upscale, window, overlap, loop=True)
+    torch.testing.assert_close(whole, upscale(latents))
+    if overlap > 1 and frames % (window - overlap) == 0:  # turned so far, the same frames share windows
+        decoded, turned = (
+            decode_windows(latents.roll(turn, 0), around, window, overlap, loop=True) for turn in (0, window - overlap)
+        )
+        torch.testing.assert_close(turned, decoded.roll(window - overlap, 0))
+        assert (decode_windows(latents, around, window, overlap) - decoded)[0].abs().max() > 0.01
+
+
 def test_no_frames_are_refused():
     with pytest.raises(ExVideoError, match="no frames"):
         decode_windows(torch.zeros(0, 4, 1, 1), upscale)

@@ -137,3 +137,17 @@ def test_without_opencv_the_other_library_is_taken(monkeypatch):
     assert library_flow() is opencv_flow
     monkeypatch.setattr(flows, "_opencv", lambda: None)
     assert library_flow() is scikit_image_flow
+
+
+def test_a_loop_has_something_between_its_ends():
+    frames = [picture(right=2.0 * i) for i in range(3)]
+    between = FlowBetween(flow=scikit_image_flow)
+    line = list(interpolate(frames, 2, between, scikit_image_flow))
+    loop = list(interpolate(frames, 2, between, scikit_image_flow, loop=True))
+    assert len(line) == interpolated_length(3, 2) == 5
+    assert len(loop) == interpolated_length(3, 2, loop=True) == 6
+    assert all(torch.equal(one, other) for one, other in zip(line, loop, strict=False))
+    # From the last frame back to the first it is four pixels to the left: half way there it is the second.
+    inner = (slice(12, -12), slice(12, -12))
+    assert psnr(loop[5][inner], frames[1][inner]) > 30
+    assert [len(list(interpolate(frames[:1], n, between, loop=True))) for n in (1, 3)] == [1, 3]

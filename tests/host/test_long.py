@@ -83,6 +83,39 @@ def test_a_chain_goes_on_from_what_it_has_made(long):
     assert not torch.equal(long(total_frames=13, token_from="picture", **RAW), whole)
 
 
+@pytest.mark.parametrize("mode", ["chain", "windows"])
+def test_a_second_pass_reworks_a_video(run, loaded, extended, long, picture, mode):
+    """As the sampler does where one segment is all; and beyond, the less noise, the more stays."""
+    _, clip_vision, vae = loaded
+    video = torch.rand(14, 32, 32, 3, generator=torch.Generator().manual_seed(2))
+    conditions = run(
+        "ExVideoConditioning", clip_vision=clip_vision, vae=vae, init_image=picture, num_frames=6, init_video=video,
+        seed=5, **SIZE,
+    )  # fmt: skip
+    positive, negative, latent, _ = conditions
+    (expected,) = run(
+        "ExVideoSampler", model=extended[0], positive=positive, negative=negative, latent=latent, seed=5, steps=3,
+        denoise=0.5, **RAW,
+    )  # fmt: skip
+    second = {"mode": mode, "init_video": video, **RAW}
+    assert torch.equal(long(total_frames=6, denoise=0.5, **second), expected["samples"])
+
+    start = host.encode_frames(vae, torch.nn.functional.interpolate(video.movedim(-1, 1), (64, 64)).movedim(1, -1))
+    far, near = ((long(total_frames=14, denoise=denoise, **second) - start).square().mean() for denoise in (0.9, 0.1))
+    assert near < 0.2 * far
+    with pytest.raises(ExVideoError, match="init_video has 14 frames"):
+        long(total_frames=15, **second)
+
+
+def test_a_run_that_reworks_another_video_is_refused(long, runs):
+    video = torch.rand(10, 64, 64, 3, generator=torch.Generator().manual_seed(3))
+    second = {"total_frames": 10, "denoise": 0.5, "checkpoint_name": "mine", **RAW}
+    made = long(init_video=video, **second)
+    assert torch.equal(long(init_video=video, **second), made)
+    with pytest.raises(ExVideoError, match="init_video"):
+        long(init_video=1 - video, **second)
+
+
 def test_normalisation_and_contrast_come_once_over_the_whole(long):
     from exvideo_pack.exvideo_core.sampling import post_process
 

@@ -33,16 +33,17 @@ EXPECTED = {
         [
             "model", "clip_vision", "vae", "init_image", "total_frames", "segment_frames", "overlap", "width", "height",
             "motion_bucket_id", "fps", "augmentation_level", "seed", "steps", "min_cfg", "max_cfg", "normalize",
-            "contrast", "mode", "loop", "checkpoint_name", "token_from", "match_first",
+            "contrast", "mode", "loop", "checkpoint_name", "token_from", "match_first", "denoise",
+            "init_video",
         ],
         ["LATENT", "FLOAT"],
     ),
-    "ExVideoDecode": (["samples", "vae", "window", "overlap"], ["IMAGE"]),
-    "ExVideoInterpolate": (["images", "multiplier", "fps", *MODEL], ["IMAGE", "FLOAT"]),
+    "ExVideoDecode": (["samples", "vae", "window", "overlap", "loop"], ["IMAGE"]),
+    "ExVideoInterpolate": (["images", "multiplier", "fps", *MODEL, "loop"], ["IMAGE", "FLOAT"]),
     "ExVideoRender": (
         [
             "samples", "vae", "fps", "multiplier", "window", "overlap", "filename_prefix", "format", "crf", "audio",
-            *MODEL, "keep_latents",
+            *MODEL, "keep_latents", "loop",
         ],
         [],
     ),

@@ -64,6 +64,26 @@ def test_no_seams(loaded, run, size):
     assert jumps["ours"].max() < jumps["chunks"].max()
 
 
+def test_a_loop_has_no_seam(loaded, run):
+    """The ends of a loop decode as well as its middle: against three rounds decoded whole."""
+    vae = loaded[2]
+    latents = moving_latents(8)[: 4 * STRIDE]
+    rounds = vae.first_stage_model.decode(latents.repeat(3, 1, 1, 1)).movedim(1, -1).float()
+    whole = vae.process_output(rounds)[len(latents) : 2 * len(latents)]
+    given = {"samples": {"samples": latents}, "vae": vae, "window": WINDOW, "overlap": OVERLAP}
+    errors = [
+        (run("ExVideoDecode", **given, loop=loop)[0] - whole).square().mean((1, 2, 3)).sqrt() for loop in (True, False)
+    ]
+    ends = torch.tensor([0, 1, -2, -1])
+    middle = errors[0][STRIDE:-STRIDE].mean()
+    print(
+        f"\nerror at the ends of a loop {errors[0][ends].mean():.4f}, of a line {errors[1][ends].mean():.4f}, ", end=""
+    )
+    print(f"in the middle {middle:.4f}")
+    assert errors[0][ends].mean() < 1.1 * middle
+    assert errors[1][ends].mean() > 1.5 * errors[0][ends].mean()
+
+
 def test_the_result_does_not_depend_on_what_is_free(loaded, run, monkeypatch):
     import comfy.model_management
 
