@@ -1,12 +1,13 @@
 # Everything is done by dev/ in Python; this only gives the commands short names.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: help demo test parity bench train-tiny reproduce lint host clean
+.PHONY: help demo test page parity bench train-tiny reproduce lint host clean
 
 help:
 	@echo "make demo   a video from a picture, as the last line its path:"
 	@echo "            IMAGE=… FRAMES=128 SIZE=WxH STEPS=… SEED=… OUT=… PORT=…"
 	@echo "make test   lint, types and tests; ARGS=… goes to pytest, HOST=none leaves out ComfyUI"
+	@echo "make page   the workflows and the help on ComfyUI's page in Chromium (apt-get install chromium); pictures in out/page"
 	@echo "make parity the comparison with the authors' code in full, about 45 minutes on 2 cores and 17 GiB of memory"
 	@echo "make bench  memory counted and passes timed, beside the authors' code; about an hour, 17 GiB of memory"
 	@echo "make train-tiny  train the tiny model on little scenes, from nothing; hours on 2 cores, goes on where it stopped"
@@ -26,6 +27,9 @@ demo:
 
 test:
 	@$(PYTHON) -m dev.test $(ARGS)
+
+page: host
+	@.venv/bin/python -P -m pytest -m page tests/page $(ARGS)
 
 parity: host
 	@.venv/bin/python -P -m pytest -m "long or not long" tests/host/test_parity.py tests/host/test_full_size.py $(ARGS)

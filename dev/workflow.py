@@ -23,7 +23,7 @@ class WorkflowError(DevError):
 
 def options(info: Mapping[str, Any], name: str) -> list[str]:
     """The choices of a combo by `/object_info`, which writes it as `[[…], {…}]` or as `["COMBO", {"options": […]}]`."""
-    spec = _inputs(info).get(name)
+    spec = inputs_of(info).get(name)
     if spec is None:
         raise WorkflowError(f"{info.get('name')} should have an input {name}, it has none: update the pack.")
     choices = spec[0] if isinstance(spec[0], list) else spec[1].get("options", [])
@@ -68,19 +68,19 @@ def titles(graph: Graph, object_info: Mapping[str, Any]) -> dict[str, str]:
 
 def _widget_places(info: Mapping[str, Any], widgets: list[Any]) -> Iterator[tuple[int, str]]:
     index = 0
-    for name, spec in _inputs(info).items():
-        if not _is_widget(spec):
+    for name, spec in inputs_of(info).items():
+        if not is_widget(spec):
             continue
         if index >= len(widgets):
             return  # the workflow is older than the input
         yield index, name
         index += 1
-        controlled = _settings(spec).get("control_after_generate") or name in SEED_NAMES
+        controlled = settings_of(spec).get("control_after_generate") or name in SEED_NAMES
         if controlled and index < len(widgets) and widgets[index] in SEED_CONTROLS:
             index += 1
 
 
-def _inputs(info: Mapping[str, Any]) -> dict[str, list[Any]]:
+def inputs_of(info: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The inputs in the schema's order, required ones first."""
     inputs, order = info.get("input", {}), info.get("input_order", {})
     return {
@@ -91,10 +91,12 @@ def _inputs(info: Mapping[str, Any]) -> dict[str, list[Any]]:
     }
 
 
-def _is_widget(spec: list[Any]) -> bool:
+def is_widget(spec: list[Any]) -> bool:
+    """Whether the page draws an input as a widget, by its entry in `/object_info`."""
     drawn = isinstance(spec[0], list) or spec[0] in WIDGET_TYPES
-    return drawn and not _settings(spec).get("forceInput")
+    return drawn and not settings_of(spec).get("forceInput")
 
 
-def _settings(spec: list[Any]) -> dict[str, Any]:
+def settings_of(spec: list[Any]) -> dict[str, Any]:
+    """What else the entry says."""
     return dict(spec[1]) if len(spec) > 1 else {}

@@ -1,4 +1,4 @@
-"""The texts agree with the nodes: help pages, translations, workflows, README.
+"""The texts agree with the nodes: help pages, translations, README.
 
 The nodes' schemas are read from their source, so that no ComfyUI is needed.
 """
@@ -20,9 +20,6 @@ from exvideo_core.formats import FORMATS
 ROOT = Path(__file__).parents[2]
 HELP = ROOT / "web" / "docs"
 CHINESE = ROOT / "locales" / "zh" / "nodeDefs.json"
-API_WORKFLOW = ROOT / "workflows" / "api" / "image_to_video.json"
-PAGE_WORKFLOW = ROOT / "workflows" / "image_to_video.json"
-NOTES = {"Note", "MarkdownNote"}
 
 
 NODES = {node.id: node for node in Source().nodes}
@@ -141,116 +138,6 @@ def _texts(value: Any) -> Iterator[str]:
 def test_translations_hold_none_of_the_signs_that_the_page_would_interpret() -> None:
     # The page's library for translations takes these for links, placeholders and plurals.
     assert not [text for text in _texts(json.loads(CHINESE.read_text(encoding="utf-8"))) if re.search(r"[@{}|]", text)]
-
-
-# --- workflows -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(name="api")
-def _api() -> dict[str, Any]:
-    return json.loads(API_WORKFLOW.read_text(encoding="utf-8"))
-
-
-@pytest.fixture(name="page")
-def _page() -> dict[str, Any]:
-    return json.loads(PAGE_WORKFLOW.read_text(encoding="utf-8"))
-
-
-def _is_link(value: Any) -> bool:
-    return isinstance(value, list)
-
-
-def _outputs(class_type: str) -> list[tuple[str, str]]:
-    return [("IMAGE", "IMAGE"), ("MASK", "MASK")] if class_type == "LoadImage" else NODES[class_type].outputs
-
-
-def test_api_workflow_sets_every_input_to_its_default(api: dict[str, Any]) -> None:
-    for node in api.values():
-        assert node["_meta"]["title"]
-        if node["class_type"] not in NODES:
-            continue
-        declared = NODES[node["class_type"]].inputs
-        needed = {name for name, item in declared.items() if not item.fields.get("optional")}
-        assert needed <= set(node["inputs"]) <= set(declared), node["class_type"]
-        for name, value in node["inputs"].items():
-            if not _is_link(value) and "default" in declared[name].fields:
-                assert value == declared[name].fields["default"], (node["class_type"], name)
-
-
-def test_api_links_lead_to_outputs_of_the_right_type(api: dict[str, Any]) -> None:
-    for node in api.values():
-        for name, value in node["inputs"].items():
-            if not _is_link(value):
-                continue
-            source, slot = value
-            outputs = _outputs(api[source]["class_type"])
-            assert outputs[slot][1] == NODES[node["class_type"]].inputs[name].type, (node["class_type"], name)
-
-
-def test_both_forms_hold_the_same_nodes(api: dict[str, Any], page: dict[str, Any]) -> None:
-    drawn = {str(node["id"]): node["type"] for node in page["nodes"] if node["type"] not in NOTES}
-    assert drawn == {node_id: node["class_type"] for node_id, node in api.items()}
-    assert page["last_node_id"] == max(node["id"] for node in page["nodes"])
-    assert page["last_link_id"] == max(link[0] for link in page["links"])
-
-
-def test_both_forms_hold_the_same_links(api: dict[str, Any], page: dict[str, Any]) -> None:
-    nodes = {node["id"]: node for node in page["nodes"]}
-    drawn = set()
-    for link, source, output, target, slot, kind in page["links"]:
-        origin, goal = nodes[source]["outputs"][output], nodes[target]["inputs"][slot]
-        assert link in origin["links"]
-        assert link == goal["link"]
-        assert kind == origin["type"] == goal["type"]
-        drawn.add((str(source), output, str(target), goal["name"]))
-    queued = {
-        (*value, node_id, name)
-        for node_id, node in api.items()
-        for name, value in node["inputs"].items()
-        if _is_link(value)
-    }
-    assert drawn == {(source, slot, target, name) for source, slot, target, name in queued}
-    ends = [link for node in page["nodes"] for item in node["outputs"] for link in item["links"] or []]
-    assert sorted(ends) == sorted(link[0] for link in page["links"])
-
-
-def test_both_forms_hold_the_same_values(api: dict[str, Any], page: dict[str, Any]) -> None:
-    for node in page["nodes"]:
-        if node["type"] not in NODES:
-            continue
-        declared = NODES[node["type"]]
-        values = iter(node["widgets_values"])
-        for item in filter(lambda item: item.is_widget, declared.inputs.values()):
-            value, queued = next(values), api[str(node["id"])]["inputs"][item.id]
-            assert value == (item.fields["default"] if _is_link(queued) else queued), (node["type"], item.id)
-            if item.fields.get("control_after_generate"):
-                assert next(values) == "fixed", node["type"]
-        assert not list(values), node["type"]
-
-
-def test_page_workflow_draws_the_sockets_of_the_nodes(page: dict[str, Any]) -> None:
-    for node in page["nodes"]:
-        if node["type"] not in NODES:
-            continue
-        declared = NODES[node["type"]]
-        sockets = [item.id for item in declared.inputs.values() if not item.is_widget]
-        drawn = [item["name"] for item in node["inputs"]]
-        assert drawn[: len(sockets)] == sockets, node["type"]
-        assert all(item["widget"]["name"] == item["name"] for item in node["inputs"][len(sockets) :]), node["type"]
-        assert [(item["name"], item["type"]) for item in node["outputs"]] == declared.outputs, node["type"]
-        # The page offers to download a missing model only where its name is the widget's value.
-        assert {model["name"] for model in node["properties"].get("models", [])} <= set(node["widgets_values"])
-
-
-def test_page_workflow_routes_links_that_exist(page: dict[str, Any]) -> None:
-    links, points = {link[0] for link in page["links"]}, {point["id"]: point for point in page["extra"]["reroutes"]}
-    for extension in page["extra"]["linkExtensions"]:
-        assert extension["id"] in links
-        at: int | None = extension["parentId"]
-        while at is not None:
-            assert points[at]["linkIds"] == [extension["id"]]
-            at = points.pop(at).get("parentId")
-    assert not points
 
 
 # --- README ----------------------------------------------------------------------------------------------------

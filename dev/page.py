@@ -1,0 +1,177 @@
+"""ComfyUI's page as a person uses it, in Chromium without a screen: drop a file, run, watch, read the help."""
+
+from __future__ import annotations
+
+import base64
+import json
+import mimetypes
+import shutil
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Error, Playwright, sync_playwright
+
+from dev.errors import DevError
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False}
+"""Of somebody who has been here before: no tour, no map over the nodes."""
+SIZE = {"width": 2200, "height": 900}
+
+_READY = "() => window.app && window.app.vueAppReady && window.app.graph"
+_FILE = """([data, name, type]) => {
+    const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], name, {type}));
+    return transfer;
+}"""
+_WATCH = """() => {
+    window.seen = [];
+    for (const kind of ["execution_start", "progress", "executed", "execution_success", "execution_error"])
+        window.app.api.addEventListener(kind, event => window.seen.push([kind, event.detail]));
+}"""
+_FIT = """() => {
+    const {canvas, graph} = window.app, boxes = [...graph._nodes, ...graph._groups];
+    const least = i => Math.min(...boxes.map(box => box.pos[i])) - 40;
+    const most = i => Math.max(...boxes.map(box => box.pos[i] + box.size[i]));
+    const [wide, high] = [canvas.canvas.clientWidth - 80, canvas.canvas.clientHeight - 180];
+    const scale = Math.min(wide / (most(0) - least(0)), high / (most(1) - least(1)), 1);
+    canvas.ds.scale = scale;
+    canvas.ds.offset = [-least(0) + 60 / scale, -least(1) + 80 / scale];
+    canvas.setDirty(true, true);
+}"""
+
+
+class PageError(DevError):
+    """The page is not as it should be."""
+
+
+class Page:
+    """One page of one server. Use it in a `with` statement."""
+
+    def __init__(self, url: str, locale: str = "en") -> None:
+        if not CHROMIUM:
+            raise PageError("Chromium is needed for the tests of the page: `apt-get install chromium`.")
+        self._url, self._locale = url, locale
+        self._playwright: Playwright | None = None
+        self._browser: Browser | None = None
+
+    def __enter__(self) -> Page:
+        body = json.dumps({**SETTINGS, "Comfy.Locale": self._locale}).encode()
+        headers = {"Content-Type": "application/json"}
+        local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        local.open(urllib.request.Request(f"{self._url}/settings", body, headers), timeout=30).close()
+        self._playwright = sync_playwright().start()
+        self._browser = self._playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        self.tab = self._browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
+        self.tab.set_default_timeout(60_000)
+        self.tab.goto(self._url)
+        self.tab.wait_for_function(_READY)
+        self.tab.evaluate(_WATCH)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._browser is not None:
+            self._browser.close()
+        if self._playwright is not None:
+            self._playwright.stop()
+
+    def drop(self, path: Path) -> None:
+        """Drop a file on the canvas, and wait for its graph."""
+        before = self.tab.evaluate("() => window.app.graph.id")
+        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        given = [base64.b64encode(path.read_bytes()).decode(), path.name, kind]
+        transfer = self.tab.evaluate_handle(_FILE, given)
+        self.tab.evaluate("() => { window.app.graph.clear(); window.app.graph.id = 'empty'; }")
+        self.tab.dispatch_event("#graph-canvas", "drop", {"dataTransfer": transfer})
+        try:
+            self.tab.wait_for_function("() => window.app.graph._nodes.length > 0")
+        except Error as error:
+            raise PageError(f"{path} was dropped, but no graph came of it (before it: {before}).") from error
+        self.tab.wait_for_timeout(700)  # dialogs come a moment later
+
+    def dialogs(self) -> list[str]:
+        """What the dialogs say that are open."""
+        return list(self.tab.evaluate("() => [...document.querySelectorAll('[role=dialog]')].map(d => d.innerText)"))
+
+    def graph(self) -> dict[str, Any]:
+        """The graph as the page saves it."""
+        return dict(self.tab.evaluate("() => window.app.graph.serialize()"))
+
+    def prompt(self) -> dict[str, Any]:
+        """The graph as the page queues it."""
+        return dict(self.tab.evaluate("async () => (await window.app.graphToPrompt()).output"))
+
+    def overlaps(self) -> list[tuple[str, str]]:
+        """Nodes that lie over each other, as the page draws them."""
+        found = self.tab.evaluate(
+            """() => {
+                const boxes = window.app.graph._nodes.map(node => [node.type, ...node.getBounding()]);
+                const over = (a, b) => a[1] < b[1] + b[3] && b[1] < a[1] + a[3] && a[2] < b[2] + b[4]
+                    && b[2] < a[2] + a[4];
+                return boxes.flatMap((a, i) => boxes.slice(i + 1).filter(b => over(a, b)).map(b => [a[0], b[0]]));
+            }"""
+        )
+        return [tuple(pair) for pair in found]
+
+    def set(self, values: Mapping[str, Mapping[str, Any]]) -> None:
+        """Set widgets, by the type of their node."""
+        self.tab.evaluate(
+            """values => {
+                for (const node of window.app.graph._nodes)
+                    for (const widget of node.widgets ?? [])
+                        if (widget.name in (values[node.type] ?? {})) widget.value = values[node.type][widget.name];
+            }""",
+            values,
+        )
+
+    def run(self, timeout: float = 300.0) -> list[tuple[str, dict[str, Any]]]:
+        """Press Run and wait until the queue is done; returns what happened."""
+        self.tab.evaluate("() => { window.seen.length = 0; }")
+        self.tab.get_by_test_id("queue-button").or_(self.tab.locator(".execute-button")).first.click()
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            seen = self.tab.evaluate("() => window.seen")
+            if any(kind in ("execution_success", "execution_error") for kind, _ in seen):
+                return [(kind, dict(detail or {})) for kind, detail in seen]
+            if errors := self.dialogs():
+                raise PageError(f"Run was pressed, and a dialog opened: {errors[0][:500]}")
+            self.tab.wait_for_timeout(200)
+        raise PageError(f"Run was pressed, and nothing was done after {timeout:.0f} s.")
+
+    def playing(self, kind: str) -> bool:
+        """Whether the node of a type shows a video that plays."""
+        video = f"(window.app.graph._nodes.find(node => node.type === '{kind}').videoContainer?.querySelector('video'))"
+        try:
+            self.tab.wait_for_function(f"() => {video}?.videoWidth > 0", timeout=15_000)
+            self.tab.evaluate(
+                f"() => {{ const video = {video}; video.muted = true; video.currentTime = 0; video.play(); }}"
+            )
+            self.tab.wait_for_function(f"() => {video}.currentTime > 0.1", timeout=15_000)
+        except Error:
+            return False
+        return True
+
+    def help(self, kind: str) -> str:
+        """Open the help of a node of a type, by the button over it; returns what it says."""
+        self.tab.evaluate(
+            "kind => window.app.canvas.selectNode(window.app.graph._nodes.find(node => node.type === kind))", kind
+        )
+        self.tab.get_by_test_id("info-button").click()
+        text = self.tab.locator(".node-help-content")
+        text.locator("table").first.wait_for()
+        return text.inner_text()
+
+    def shot(self, path: Path, whole: bool = True) -> None:
+        """A picture of the page, with the whole graph in view."""
+        if whole:
+            self.tab.evaluate(_FIT)
+        self.tab.wait_for_timeout(700)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.tab.screenshot(path=path)

@@ -1,0 +1,101 @@
+"""How the shipped workflows are laid out on the page: their note, and their nodes in groups from left to right."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+SVD = "https://huggingface.co/stabilityai/stable-video-diffusion-img2vid-xt/resolve/main/svd_xt.safetensors"
+EXVIDEO = "https://huggingface.co/ECNU-CILab/ExVideo-SVD-128f-v1/resolve/main/model.fp16.safetensors"
+SDXL = "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors"
+MODELS = {
+    "svd_xt.safetensors": (SVD, "checkpoints"),
+    "model.fp16.safetensors": (EXVIDEO, "exvideo"),
+    "sd_xl_base_1.0.safetensors": (SDXL, "checkpoints"),
+}
+"""What the page offers to download, and the folder in models/ where it belongs."""
+
+_FILES = (
+    "\n\nIt needs `svd_xt.safetensors` (9.56 GB) in `models/checkpoints` and `model.fp16.safetensors` (1.67 GB) in "
+    "`models/exvideo`."
+)
+
+
+class Sheet(NamedTuple):
+    """A workflow on the page.
+
+    Attributes:
+        note: what it does, in Markdown.
+        groups: title and the nodes, by their ids in the API form, from top to bottom.
+    """
+
+    note: str
+    groups: list[tuple[str, list[str]]]
+
+
+SHEETS = {
+    "image_to_video": Sheet(
+        "Turns one picture into a video of 128 frames at 30 frames a second, with Stable Video Diffusion (SVD) "
+        f"extended by ExVideo.{_FILES}\n\nChoose your picture in Load Image and both files in Load SVD + ExVideo, "
+        "then run; the MP4 appears in the last node and in `output/video`.",
+        [("Load", ["2", "1"]), ("Condition", ["3"]), ("Sample", ["4"]), ("Decode", ["5"]), ("Save", ["6"])],
+    ),
+    "long_video": Sheet(
+        "Turns one picture into a video of any length: segments of 128 frames, each going on from the last frames of "
+        f"the one before. Memory does not grow with length.{_FILES}\n\nSet `total_frames`. What is finished is kept "
+        "under `checkpoint_name`: after a crash or a cancel, queue it again and it goes on. For another video choose "
+        "another name, or none.",
+        [("Load", ["2", "1"]), ("Sample", ["3"]), ("Render", ["4"])],
+    ),
+    "perfect_loop": Sheet(
+        "Makes a video whose last frame flows into its first. All frames are sampled together, in overlapping windows "
+        f"that go round.{_FILES}\n\n`loop` is set twice: in the sampler, and in the rendering, so that decoding and "
+        "interpolation close the circle, too.",
+        [("Load", ["2", "1"]), ("Sample", ["3"]), ("Render", ["4"])],
+    ),
+    "two_pass_upscale": Sheet(
+        "The authors' way to 1024×1024: a video at 512×512 first, then its frames, enlarged, are noised half-way and "
+        f"sampled again with the larger size.{_FILES}\n\nBeyond 128 frames, take ExVideo Long Sampler for both passes: "
+        "it has the same inputs `init_video` and `denoise`.",
+        [
+            ("Load", ["2", "1"]),
+            ("First pass", ["3"]),
+            ("Sample", ["4"]),
+            ("Decode", ["5"]),
+            ("Second pass", ["6"]),
+            ("Sample again", ["7"]),
+            ("Render", ["8"]),
+        ],
+    ),
+    "text_to_long_video": Sheet(
+        "Paints a picture from words with any checkpoint that makes pictures, then turns it into a long "
+        f"video.{_FILES}\n\nChoose your own checkpoint in Load Checkpoint, with the size and settings that suit it.",
+        [
+            ("Load", ["1", "7"]),
+            ("Describe", ["2", "3", "4"]),
+            ("Paint", ["5"]),
+            ("See", ["6"]),
+            ("Sample", ["8"]),
+            ("Render", ["9"]),
+        ],
+    ),
+    "low_memory": Sheet(
+        "128 frames at 512×512 on a card with 8 GB. The same video as Image to Video makes, with SVD and the "
+        f"extension loaded apart.{_FILES}\n\n`memory` low works through the model in small chunks. Rendering a few "
+        "frames at a time keeps the video out of memory, and the latents are saved first, so that a full disk costs "
+        "no sampling.",
+        [("Load", ["2", "3", "1"]), ("Extend", ["4"]), ("Condition", ["5"]), ("Sample", ["6"]), ("Render", ["7"])],
+    ),
+    "interpolate_video": Sheet(
+        "Makes any video smoother: new frames between its own, and as many times the frames a second. Its sound "
+        "stays. Nothing needs to be downloaded.\n\nChoose your video in Load Video. To make it slower instead, set "
+        "`fps` of Save ExVideo by hand.",
+        [("Load", ["1", "2"]), ("Interpolate", ["3"]), ("Save", ["4"])],
+    ),
+    "post_tuning": Sheet(
+        "Trains an extension of your own on a folder of videos, as the ExVideo authors did: only the temporal blocks "
+        "learn.\n\nIt needs `svd_xt.safetensors` (9.56 GB) in `models/checkpoints`, and your videos in "
+        "`input/videos`. A cancelled run keeps what it learned and goes on when queued again; with more `steps` a "
+        "finished one goes on, too.",
+        [("Load", ["1"]), ("Extend", ["2"]), ("Train", ["3"]), ("Save", ["4"])],
+    ),
+}

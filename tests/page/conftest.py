@@ -1,0 +1,43 @@
+"""A server whose model folders hold tiny models under the names of the real ones, and a browser on its page."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dev.environment import ROOT, Environment
+from dev.page import Page
+from dev.server import Server
+from dev.sheets import MODELS
+from exvideo_core.export import save_video
+from exvideo_core.tiny import CHECKPOINT, EXTENSION, write_tiny_model
+
+HOST = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".host" / "ComfyUI")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfyui")
+    models = base / "models"
+    write_tiny_model(models)
+    for name, (_, folder) in MODELS.items():
+        # Also in the place of a checkpoint that makes pictures: it is there, if nothing that could be run.
+        source = models / (EXTENSION if folder == "exvideo" else CHECKPOINT)
+        shutil.copyfile(source, models / folder / name)
+    videos = base / "input" / "videos"
+    videos.mkdir(parents=True)
+    shutil.copyfile(ROOT / "assets" / "photo.jpg", base / "input" / "photo.jpg")
+    for path in (base / "input" / "video.mp4", videos / "1.mp4", videos / "2.mp4"):
+        start = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(len(path.parts)))
+        save_video(torch.cat([start.roll(i, 2) for i in range(12)]), path, 30)
+    with Server(Environment(Path(sys.executable), HOST), base, cpu=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def page(server):
+    with Page(server.url) as page:
+        yield page
