@@ -7,9 +7,11 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():
-    from .exvideo_core.host import require_version
+    from comfyui_version import __version__ as host_version
 
-    require_version()
+    from .exvideo_core.versions import require_version
+
+    require_version(host_version)
 
     from .nodes import ExVideoExtension
 

@@ -35,8 +35,9 @@ class ServerError(DevError):
 class Server:
     """ComfyUI on `base` (its models, input, output, …), with the pack linked into it. Use it in a `with` statement.
 
-    `cpu=None` takes the CPU when torch sees no accelerator, `port=None` takes a free one. The host's own folder is only
-    read: what stands in its `models` is found too.
+    The pack is this checkout, linked as `exvideo`, or another folder, linked by its own name.
+    `cpu=None` takes the CPU when torch sees no accelerator, `port=None` takes a free one. The host's own folder is
+    only read: what stands in its `models` is found too.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Server:
         port: int | None = None,
         extra_args: Sequence[str] = (),
         cpu: bool | None = None,
+        pack: Path = ROOT,
     ) -> None:
         if environment.comfyui is None:
             raise ServerError("A ComfyUI folder is needed to start a server, the environment was made without one.")
@@ -56,6 +58,8 @@ class Server:
         self.port = port
         self.extra_args = tuple(extra_args)
         self.cpu = cpu
+        self.pack = pack
+        self.pack_name = PACK if pack == ROOT else pack.name
         self.log = self.base / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -87,7 +91,7 @@ class Server:
     def start(self) -> None:
         """Prepare the folder, start, and wait until it answers and has the pack's nodes."""
         self.port = _free_port() if self.port is None else _check_port(self.port)
-        _prepare(self.base)
+        _prepare(self.base, self.pack, self.pack_name)
         cpu = self.cpu if self.cpu is not None else not _has_accelerator(self.python)
         command = [str(self.python), "main.py", *self._arguments(), *(["--cpu"] if cpu else []), *self.extra_args]
         with self.log.open("wb") as log:
@@ -163,7 +167,7 @@ class Server:
 
     def _check_pack(self) -> None:
         nodes = self.get("/object_info", timeout=60).values()
-        if not any(node.get("python_module") == f"custom_nodes.{PACK}" for node in nodes):
+        if not any(node.get("python_module") == f"custom_nodes.{self.pack_name}" for node in nodes):
             raise ServerError(
                 f"{self._pack_lines()}\nComfyUI started without the pack's nodes: see above, or all of {self.log}."
             )
@@ -171,7 +175,7 @@ class Server:
     def _pack_lines(self) -> str:
         """The part of the log that tells why the pack was not loaded: its traceback, to the last mention of it."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        place = os.path.join("custom_nodes", PACK)
+        place = os.path.join("custom_nodes", self.pack_name)
         mentions = [at for at, line in enumerate(lines) if place in line]
         if not mentions:
             return self.tail()
@@ -181,23 +185,23 @@ class Server:
         return "\n".join(lines[first : mentions[-1] + 1][-2 * LOG_TAIL :])
 
 
-def _prepare(base: Path) -> None:
+def _prepare(base: Path, pack: Path, name_of_pack: str) -> None:
     for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
-    link = base / "custom_nodes" / PACK
-    if link.exists() and link.samefile(ROOT):
+    link = base / "custom_nodes" / name_of_pack
+    if link.exists() and link.samefile(pack):
         return
     if link.is_symlink():
         link.unlink()  # of a checkout that has moved
     elif link.exists():
-        raise ServerError(f"{link} should be a link to {ROOT}, it is something else: move it away.")
+        raise ServerError(f"{link} should be a link to {pack}, it is something else: move it away.")
     try:
-        link.symlink_to(ROOT, target_is_directory=True)
+        link.symlink_to(pack, target_is_directory=True)
     except OSError:
         if sys.platform != "win32":
             raise
         # Symbolic links need a privilege on Windows, junctions do not.
-        subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(ROOT)], check=True, capture_output=True)
+        subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(pack)], check=True, capture_output=True)
 
 
 def _write_model_paths(comfyui: Path, base: Path) -> Path:

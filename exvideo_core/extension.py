@@ -193,7 +193,7 @@ def read_extension(path: str | Path) -> Extension:
         ExVideoError: the file is not an ExVideo extension, or a damaged one; says what it looks like instead.
     """
     with open_tensors(path, _ADVICE) as (file, shapes):
-        num_frames = _check_layout(Path(path).name, shapes)
+        num_frames = check_layout(Path(path).name, shapes)
         tensors = {key: file.get_tensor(key) for key in shapes}
         _check_numbers(tensors, f"{Path(path).name} is a damaged ExVideo extension", _ADVICE)
         return Extension(tensors, num_frames, file.metadata() or {})
@@ -253,8 +253,31 @@ def extension_shapes(num_frames: int, channels: Mapping[int, int], context: int)
     return shapes
 
 
-def _check_layout(name: str, shapes: Shapes) -> int:
-    """The number of frames an extension file was trained for, once its tensors are all there and fit."""
+def check_fit(name: str, extension: Shapes, unet: Shapes) -> None:
+    """Raise ExVideoError unless what an extension replaces is of the same shape in a UNet.
+
+    Args:
+        name: of the extension, to be told.
+        extension: shapes by the file's names.
+        unet: shapes by ComfyUI's.
+    """
+    for block, layer in LAYERS.items():
+        for theirs, ours in REPLACED.items():
+            key, shape = f"{layer}.{ours}", extension[f"blocks.{block}.{theirs}"]
+            if unet.get(key) != shape:
+                got = list(unet[key]) if key in unet else "nothing"
+                raise ExVideoError(
+                    f"{name} does not fit the model: {key} is {list(shape)} in the extension and {got} in the model. "
+                    "Use the base it was trained on, such as svd_xt.safetensors."
+                )
+
+
+def check_layout(name: str, shapes: Shapes) -> int:
+    """The number of frames an extension file was trained for, once its tensors are all there and fit.
+
+    Raises:
+        ExVideoError: it is something else, or damaged.
+    """
     # Damaged or something else? One complete name is enough to be the first.
     if not any(f"blocks.{block}.{new}" in shapes for block in LAYERS for new in (TABLE, KERNEL, BIAS)):
         raise ExVideoError(

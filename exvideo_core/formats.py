@@ -96,6 +96,10 @@ FORMATS: Mapping[str, Format] = {
 """By the names that nodes and API clients give."""
 
 
+_ADVICE = (
+    "run `pip install --force-reinstall imageio-ffmpeg` with ComfyUI's Python, and let the environment variable "
+    "IMAGEIO_FFMPEG_EXE name an ffmpeg that works, or nothing."
+)
 PREVIEW = (
     "-vf", f"scale=w='trunc((min(768,iw)+1)/2)*2':h=-2,{_BT709}", "-c:v", "libx264", "-preset", "veryfast",
     "-crf", "24", "-pix_fmt", "yuv420p", *_TAGGED, "-f", "mp4", "-movflags", "faststart",
@@ -110,13 +114,25 @@ def format_named(name: str) -> Format:
     return FORMATS[name]
 
 
+def encodable_formats() -> list[str]:
+    """The names of the formats that the installed ffmpeg can make.
+
+    Raises:
+        ExVideoError: there is none, or it does not work.
+    """
+    try:
+        known = _encoders()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ExVideoError(f"Videos are saved by ffmpeg, and it does not run ({error}): {_ADVICE}") from error
+    return [name for name, kind in FORMATS.items() if kind.codec in known]
+
+
 def offered_formats() -> list[str]:
     """The names of the formats that the installed ffmpeg can make; of all, where there is no ffmpeg to ask."""
     try:
-        known = _encoders()
-    except (ExVideoError, OSError, subprocess.SubprocessError):
+        return encodable_formats()
+    except ExVideoError:
         return list(FORMATS)  # saving will say what is wrong
-    return [name for name, kind in FORMATS.items() if kind.codec in known]
 
 
 def ffmpeg() -> str:
@@ -128,10 +144,7 @@ def ffmpeg() -> str:
     try:
         return imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
-        raise ExVideoError(
-            "Videos are saved by ffmpeg, and there is none: run `pip install --force-reinstall imageio-ffmpeg` with "
-            "ComfyUI's Python, or name one in the environment variable IMAGEIO_FFMPEG_EXE."
-        ) from error
+        raise ExVideoError(f"Videos are saved by ffmpeg, and there is none: {_ADVICE}") from error
 
 
 @cache

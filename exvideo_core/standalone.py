@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .types import ExVideoError
+from .versions import require_version
 
 
 def become_host(arguments: Sequence[str] = (), path: Path | None = None) -> None:
@@ -19,7 +20,7 @@ def become_host(arguments: Sequence[str] = (), path: Path | None = None) -> None
         path: of its folder; else COMFYUI_PATH names it, or this pack lies in its custom_nodes folder.
 
     Raises:
-        ExVideoError: there is none.
+        ExVideoError: there is none, or one that is too old.
     """
     tried = [path] if path else [os.environ.get("COMFYUI_PATH"), Path(__file__).resolve().parents[3]]
     found = [Path(folder) for folder in tried if folder and Path(folder, "comfy", "model_management.py").is_file()]
@@ -31,6 +32,7 @@ def become_host(arguments: Sequence[str] = (), path: Path | None = None) -> None
     sys.path.insert(0, str(found[0].resolve()))
     argv, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
+        require_version(importlib.import_module("comfyui_version").__version__)
         importlib.import_module("comfy.options").enable_args_parsing()
         importlib.import_module("comfy.cli_args")
     finally:

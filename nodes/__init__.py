@@ -1,6 +1,6 @@
 """The nodes, one file a stage, in the data's way: load → extend → condition → sample → decode → interpolate → export.
 
-The last three at once: render. Beside that way: post-tune → save.
+The last three at once: render. Beside that way: post-tune → save; and a doctor for when something is wrong.
 """
 
 from comfy_api.latest import ComfyExtension, io
@@ -10,6 +10,7 @@ from . import (
     apply,
     condition,
     decode,
+    doctor,
     export,
     interpolate,
     load,
@@ -32,6 +33,7 @@ NODES: list[type[io.ComfyNode]] = [
     *render.NODES,
     *post_tune.NODES,
     *save_extension.NODES,
+    *doctor.NODES,
 ]
 
 

@@ -1,7 +1,7 @@
 """Where the tests find a ComfyUI, and the list of errors against the authors' code.
 
-Core tests need neither. Host and server tests run on a real ComfyUI: the one at COMFYUI_PATH, else the one that
-`python -m dev.environment` sets up. Where there is none the run fails, unless it was told EXVIDEO_HOST=none.
+Core tests need neither. Host, install and server tests run on a real ComfyUI: the one at COMFYUI_PATH, else the one
+that `python -m dev.environment` sets up. Where there is none the run fails, unless it was told EXVIDEO_HOST=none.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dev.inside import become_host, host_path
 
 HOST = host_path()
 WITHOUT_HOST = os.environ.get("EXVIDEO_HOST") == "none"
-collect_ignore = ["host", "server"] if WITHOUT_HOST else []
+collect_ignore = ["host", "install", "server"] if WITHOUT_HOST else []
 
 
 def pytest_report_header() -> str:
-    left_out = "none (EXVIDEO_HOST=none: tests/host and tests/server are left out)"
+    left_out = "none (EXVIDEO_HOST=none: tests/host, tests/install and tests/server are left out)"
     return f"ComfyUI: {left_out if WITHOUT_HOST else HOST}"
 
 

@@ -2,6 +2,7 @@
 
 from .checkpoint import load_svd
 from .decoder import frame_decoder
+from .diagnosis import add_folders_as_at_start, diagnose
 from .drifting import extension_length, with_drifting_windows
 from .files import (
     MODEL_FOLDER,
@@ -14,7 +15,6 @@ from .files import (
     preview_file,
     progress,
     register_model_folder,
-    require_version,
     run_folder,
     save_latents,
 )
@@ -30,9 +30,11 @@ __all__ = [
     "MODEL_FOLDER",
     "Denoiser",
     "Encoder",
+    "add_folders_as_at_start",
     "apply_extension",
     "base_weights",
     "between_frames",
+    "diagnose",
     "encode_clip",
     "encode_frames",
     "extension_length",
@@ -52,7 +54,6 @@ __all__ = [
     "progress",
     "register_model_folder",
     "require_svd",
-    "require_version",
     "run_folder",
     "sample_euler",
     "sampling_progress",

@@ -1,4 +1,4 @@
-"""The host's version, its folders, and what it shows while it works."""
+"""The host's folders, and what it shows while it works."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy.cli_args import args as host_arguments
-from comfyui_version import __version__ as host_version
 
 from ..files import claimed, save_tensors
 from ..types import ExVideoError
 
-OLDEST_HOST = "0.3.75"
 MODEL_FOLDER = "exvideo"
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 """What Windows takes for devices, with any ending."""
@@ -29,13 +27,6 @@ OLDER_FOLDERS = ("diffsynth/ExVideo-SVD-128f-v1", "stable_video_diffusion")
 
 log = logging.getLogger(__name__)
 throw_if_interrupted = comfy.model_management.throw_exception_if_processing_interrupted
-
-
-def require_version() -> None:
-    """Raise ExVideoError on a ComfyUI older than we support."""
-    this, oldest = ([int(n) for n in re.findall(r"\d+", version)[:3]] for version in (host_version, OLDEST_HOST))
-    if this < oldest:
-        raise ExVideoError(f"ExVideo needs ComfyUI {OLDEST_HOST} or newer, this is {host_version}: please update it.")
 
 
 def register_model_folder() -> None:

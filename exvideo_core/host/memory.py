@@ -47,12 +47,13 @@ class Memory:
         """How a pass over latents [videos · frames, C, H, W] is to be done."""
         on_cpu = comfy.model_management.is_device_cpu(x.device)
         free = 0 if on_cpu else int(comfy.model_management.get_free_memory(x.device))
-        plan = self._plan(x.shape, x.element_size(), x.device, free)
+        plan = self.plan(x.shape, x.element_size(), x.device, free)
         if self.most is None:
             return work(plan.budget, plan.park)
         return work(min(plan.budget, self.most), _has_its_own_memory(x.device))
 
-    def _plan(self, shape: Sequence[int], element: int, device: torch.device, free: int) -> Pass:
+    def plan(self, shape: Sequence[int], element: int, device: torch.device, free: int) -> Pass:
+        """How a pass over latents [frames, C, H, W], of `element` bytes a number, fits into `free` bytes."""
         frames, _, height, width = shape
         one_map = self.channels * frames * height * width * element
         on_cpu = comfy.model_management.is_device_cpu(device)
@@ -94,7 +95,7 @@ class Memory:
         device = model.load_device
         weights = model.model_size() + sum(part.model_size() for part in model.get_nested_additional_models())
         free = int(comfy.model_management.get_total_memory(device)) - weights
-        needed = self._plan([frames, *noise_shape[1:]], dtype.itemsize, device, free).needed
+        needed = self.plan([frames, *noise_shape[1:]], dtype.itemsize, device, free).needed
         one = max(model.model.memory_required([1, *noise_shape[1:]]), 1)
         images = max(1, min(frames, -(-needed // int(one))))
         return executor(model, [images, *noise_shape[1:]], *args, **kwargs)

@@ -15,7 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..budget import check_setting
-from ..extension import Extension
+from ..extension import Extension, check_fit
 from ..layers import PositionLayers
 from ..types import ExVideoError
 from ..unet import COMPILE, extended_unet
@@ -72,14 +72,8 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
     """
     require_svd(model)
     check_setting(memory)
-    shapes = {key: tensor.shape for key, tensor in model.model.diffusion_model.state_dict().items()}
-    for key, weight in extension.replaced_weights():
-        if shapes.get(key) != weight.shape:
-            got = "nothing" if key not in shapes else f"{list(shapes[key])}"
-            raise ExVideoError(
-                f"This ExVideo extension does not fit the model: {key} is {list(weight.shape)} in the extension "
-                f"and {got} in the model. Use the base it was trained on, such as svd_xt.safetensors."
-            )
+    parts = (extension.tensors, model.model.diffusion_model.state_dict())
+    check_fit("This ExVideo extension", *({key: tuple(t.shape) for key, t in part.items()} for part in parts))
 
     clone = model.clone()
     for key, earlier in clone.attachments.pop(KEY, {}).items():

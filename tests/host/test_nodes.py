@@ -56,6 +56,7 @@ EXPECTED = {
         ["EXVIDEO", "LOSS_MAP"],
     ),
     "ExVideoSaveExtension": (["exvideo", "filename_prefix", "precision"], []),
+    "ExVideoDoctor": ([], ["STRING"]),
 }  # fmt: skip
 
 
@@ -210,22 +211,3 @@ def test_decode(loaded, run):
 def test_decode_refuses_other_latents(loaded, run):
     with pytest.raises(ExVideoError, match=r"got \[1, 16, 8, 8\]"):
         run("ExVideoDecode", samples={"samples": torch.zeros(1, 16, 8, 8)}, vae=loaded[2])
-
-
-def test_an_old_host_is_told_so(monkeypatch):
-    from exvideo_pack.exvideo_core import host
-
-    for version, fits in [
-        ("0.3.75", True),
-        ("0.4.0", True),
-        ("1.0", True),
-        ("0.3.75rc1", True),
-        ("0.3.74", False),
-        ("0.2.99", False),
-    ]:
-        monkeypatch.setattr(host.files, "host_version", version)
-        if fits:
-            host.require_version()
-        else:
-            with pytest.raises(ExVideoError, match=f"0.3.75 or newer, this is {version}"):
-                host.require_version()

@@ -18,7 +18,7 @@ from dev.environment import ROOT
 NODES = {
     "ExVideoLoader", "ExVideoCheckpointLoader", "ExVideoInit", "ExVideoApply", "ExVideoConditioning",
     "ExVideoScheduler", "ExVideoSampler", "ExVideoLongSampler", "ExVideoDecode", "ExVideoInterpolate",
-    "ExVideoSave", "ExVideoRender", "ExVideoPostTune", "ExVideoSaveExtension",
+    "ExVideoSave", "ExVideoRender", "ExVideoPostTune", "ExVideoSaveExtension", "ExVideoDoctor",
 }  # fmt: skip
 
 

@@ -1,0 +1,47 @@
+"""The doctor inside a ComfyUI: what it is told there."""
+
+import folder_paths
+import pytest
+from exvideo_pack.exvideo_core import host
+from exvideo_pack.exvideo_core.doctor.findings import is_wrong
+from exvideo_pack.exvideo_core.host import diagnosis
+
+
+@pytest.fixture
+def findings(models):
+    return host.diagnose()
+
+
+def test_all_is_looked_at(findings, models):
+    assert not is_wrong(findings)
+    told = "\n".join(finding.what for finding in findings)
+    for part in (
+        "ComfyUI ", "works on cpu", "attention is ", f"SVD checkpoints belong in {folder_paths.models_dir}",
+        str(models / "exvideo"), "exvideo_tiny_svd.safetensors is SVD", "ffmpeg is ",
+        "exvideo_tiny_128f.safetensors extends to 128 frames", "GiB are free on cpu", "At 512×512", "flow",
+    ):  # fmt: skip
+        assert part in told
+
+
+def test_a_model_that_vanishes_meanwhile_is_a_finding(models, monkeypatch):
+    monkeypatch.setattr(diagnosis, "model_names", lambda kind: ["gone.safetensors"])
+    findings = host.diagnose()
+    (found,) = (finding for finding in findings if finding.state == "wrong")
+    assert "gone.safetensors" in found.what
+    assert any("GiB are free" in finding.what for finding in findings)
+
+
+def test_memory_is_the_plan_of_an_extended_model(findings, loaded, extension):
+    """What fits by the report is what a pass at SVD's own width is planned to take."""
+    plan = diagnosis.Memory("low", 320).plan([128, 4, 64, 64], 4, loaded[0].load_device, 0)
+    (free,) = (finding.what for finding in findings if "GiB are free" in finding.what)
+    (first,) = (finding.what for finding in findings if "At 512×512" in finding.what)
+    fits = plan.needed <= float(free.split()[0]) * 2**30
+    assert ("128 with low" in first) == fits
+
+
+def test_the_node_runs_each_time(nodes, run):
+    node = nodes["ExVideoDoctor"]
+    assert node.fingerprint_inputs() != node.fingerprint_inputs()
+    (text,) = run("ExVideoDoctor")
+    assert "Nothing is wrong." in text
