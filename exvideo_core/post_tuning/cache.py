@@ -93,7 +93,7 @@ def cache_clips(
     for done, video in enumerate(videos):
         on_video(done, len(videos))
         stat = video.stat()
-        named = [str(video.resolve()), stat.st_size, stat.st_mtime_ns, *shape, fps, encoder.identity]
+        named = [str(video.resolve()), stat.st_size, stat.st_mtime_ns, *shape, float(fps), encoder.identity]
         key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
         # Written last, so that a video whose encoding was interrupted is begun again.
         index = cache / f"{key}.json"
