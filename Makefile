@@ -42,6 +42,7 @@ bench: host
 	@.venv/bin/python -m benchmarks.rendered
 	@.venv/bin/python -m benchmarks.saved
 	@.venv/bin/python -m benchmarks.lengths
+	@.venv/bin/python -m benchmarks.queued
 
 train-tiny: host
 	@.venv/bin/python -m dev.tiny $(ARGS)

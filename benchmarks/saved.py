@@ -24,9 +24,10 @@ import torch
 from kornia.metrics import ssim
 
 from benchmarks.motion import SIDE, pan
-from dev.client import Client, outputs
+from benchmarks.own_process import resident
 from dev.environment import HOST, Environment, is_active
 from dev.server import Server
+from exvideo_core.batch.client import Client, outputs
 
 FPS = 30.0
 FRAMES_NODE = """
@@ -107,8 +108,8 @@ def measured(saver: Saver, frames: int) -> Saved:
             make["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}}
             make["3"] = {"class_type": "ImageFromBatch", "inputs": {"image": ["1", 0], "batch_index": 0, "length": 1}}
             client.follow(client.queue(make), lambda kind, data: None)
-            before = _resident(server)
-            memory = Memory(lambda: _resident(server))
+            before = resident(server.group)
+            memory = Memory(lambda: resident(server.group))
             prompt = {"1": make["1"], "9": {"class_type": saver.node, "inputs": dict(saver.inputs)}}
             if saver.node == "SaveVideo":
                 prompt["8"] = {"class_type": "CreateVideo", "inputs": {"images": ["1", 0], "fps": FPS}}
@@ -142,20 +143,6 @@ class Memory:
     def _watch(self) -> None:
         while not self._done.wait(0.05):
             self.most = max(self.most, self._look())
-
-
-def _resident(server: Server) -> int:
-    """Bytes that the server and what it started reside in."""
-    assert server.group is not None
-    total = 0
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            if int(Path(status.parent, "stat").read_text().rpartition(")")[2].split()[2]) == server.group:
-                lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-                total += int(lines.get("VmRSS", "0 kB").split()[0]) * 1024
-        except (OSError, ValueError):  # it ended meanwhile
-            continue
-    return total
 
 
 def _ssim(path: Path) -> float:

@@ -21,7 +21,7 @@ from dev.errors import DevError
 from dev.models import Models, choose, has_real, make_tiny
 
 if TYPE_CHECKING:
-    from dev.client import Client
+    from exvideo_core.batch.client import Client
 
 BASE = ROOT / ".host" / "demo"
 PICTURE = ROOT / "assets" / "photo.jpg"
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         ready = environment.ensure(arguments.comfyui)
         if not environment.is_active():
             return _run_again(ready)
-        return _run(ready, arguments)
+        return _run_here(ready, arguments)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
@@ -139,12 +139,21 @@ def _leave_in_order() -> None:
             signal.signal(number, leave)
 
 
+def _run_here(ready: Environment, arguments: argparse.Namespace) -> int:
+    from exvideo_core.types import ExVideoError
+
+    try:
+        return _run(ready, arguments)
+    except ExVideoError as error:
+        raise DemoError(str(error)) from error
+
+
 def _run(ready: Environment, arguments: argparse.Namespace) -> int:
-    from dev.client import Client, outputs
     from dev.picture import write_clean_copy
-    from dev.progress import Progress
     from dev.server import Server
-    from dev.workflow import titles
+    from exvideo_core.batch.client import Client, outputs
+    from exvideo_core.batch.progress import Progress
+    from exvideo_core.batch.workflow import titles
 
     assert ready.comfyui is not None  # asked for with the default of `ensure`
     with tempfile.TemporaryDirectory() as scratch:

@@ -20,7 +20,8 @@ from dev.environment import ROOT
 from dev.errors import DevError
 from dev.server import PACK, Server
 from dev.sheets import MODELS, SHEETS, Sheet
-from dev.workflow import SEED_NAMES, inputs_of, is_widget, settings_of
+from dev.workflow import SEED_NAMES
+from exvideo_core.batch.workflow import inputs, is_widget, settings
 
 WORKFLOWS = ROOT / "workflows"
 NODE_WIDTH, NOTE_WIDTH, NOTE_HEIGHT = 340, 380, 360
@@ -108,15 +109,15 @@ class _Node(NamedTuple):
     def of(cls, node_id: str, node: Mapping[str, Any], object_info: Mapping[str, Any]) -> _Node:
         kind, values = node["class_type"], node["inputs"]
         info = object_info[kind]
-        specs, optional = inputs_of(info), info["input"].get("optional", {})
+        specs, optional = inputs(info), info["input"].get("optional", {})
         widgets: list[Any] = []
         for name, spec in specs.items():
             if is_widget(spec):
                 value = values[name]
-                widgets.append(settings_of(spec).get("default") if _is_link(value) else value)
-                if settings_of(spec).get("control_after_generate") or name in SEED_NAMES:
+                widgets.append(settings(spec).get("default") if _is_link(value) else value)
+                if settings(spec).get("control_after_generate") or name in SEED_NAMES:
                     widgets.append("fixed")
-                if settings_of(spec).get("image_upload") or settings_of(spec).get("video_upload"):
+                if settings(spec).get("image_upload") or settings(spec).get("video_upload"):
                     widgets.append("image")  # the button's
         plain = [(name, _kind(spec), name in optional) for name, spec in specs.items() if not is_widget(spec)]
         linked = [(n, _kind(s), False) for n, s in specs.items() if is_widget(s) and _is_link(values.get(n))]

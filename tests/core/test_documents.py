@@ -147,7 +147,7 @@ def _links(document: str) -> set[str]:
     return set(re.findall(r"\]\(([^)\s]+)\)", (ROOT / document).read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "assets/README.md"])
+@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "assets/README.md", "docs/batch.md"])
 def test_links_lead_to_files_that_exist(document: str) -> None:
     files = {link.split("#")[0] for link in _links(document) if "://" not in link} - {""}
     assert not [file for file in files if not (ROOT / document).parent.joinpath(file).exists()]

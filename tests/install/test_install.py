@@ -16,12 +16,12 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from dev.client import Client, outputs
 from dev.environment import ROOT, Environment
 from dev.inside import host_path
 from dev.schemas import Source
 from dev.server import Server, ServerError
 from dev.workflow import override_api
+from exvideo_core.batch.client import Client, outputs
 from exvideo_core.tiny import CHECKPOINT, EXTENSION, write_tiny_model
 
 pytestmark = pytest.mark.slow

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dev.client import Client
 from dev.environment import ROOT, Environment
 from dev.server import Server
 from dev.workflow import override_api, override_ui
+from exvideo_core.batch.client import Client
 from exvideo_core.tiny import write_tiny_model
 
 HOST = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".host" / "ComfyUI")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dev.client import Client, ClientError, PromptCancelledError
 from dev.environment import ROOT, Environment
 from dev.server import Server
+from exvideo_core.batch.client import Client, ClientError, PromptCancelledError
 
 TINY = {"ckpt_name": "exvideo_tiny_svd.safetensors", "exvideo_name": "exvideo_tiny_128f.safetensors"}
 TOTAL = 26

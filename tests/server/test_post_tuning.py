@@ -9,7 +9,7 @@ import pytest
 import requests
 from safetensors import safe_open
 
-from dev.client import ClientError, PromptCancelledError
+from exvideo_core.batch.client import ClientError, PromptCancelledError
 
 TINY = {"ckpt_name": "exvideo_tiny_svd.safetensors", "exvideo_name": "exvideo_tiny_128f.safetensors"}
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dev.client import ClientError, PromptCancelledError, outputs
+from exvideo_core.batch.client import ClientError, PromptCancelledError, outputs
 from exvideo_core.formats import FORMATS
 
 FRAMES, MULTIPLIER = 11, 3

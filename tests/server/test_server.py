@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dev.client import Client, ClientError, PromptCancelledError, outputs
 from dev.environment import ROOT
+from exvideo_core.batch.client import Client, ClientError, PromptCancelledError, outputs
 
 NODES = {
     "ExVideoLoader", "ExVideoCheckpointLoader", "ExVideoInit", "ExVideoApply", "ExVideoConditioning",

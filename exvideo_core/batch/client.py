@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,23 +13,33 @@ from typing import Any, NamedTuple
 import requests
 import websocket
 
-from dev.errors import DevError
+from ..files import whole_or_nothing
+from ..types import ExVideoError
 
 FILE_KEYS = ("images", "video", "gifs")
 # How long the socket may be silent before we ask the server by other means how things stand.
 SILENCE = 5.0
 RECONNECT_FOR = 30.0
 RECORD_WITHIN = 30.0
+FIRST_ANSWER_WITHIN = 60.0
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 
 
-class ClientError(DevError):
+class ClientError(ExVideoError):
     """The server refused, failed or is gone."""
 
 
 class PromptCancelledError(ClientError):
     """Somebody cancelled the prompt."""
+
+
+class PromptRefusedError(ClientError):
+    """The server found the prompt wrong before it ran anything of it."""
+
+
+class ServerGoneError(ClientError):
+    """The server does not answer."""
 
 
 class Output(NamedTuple):
@@ -69,7 +78,7 @@ class Client:
 
     def object_info(self) -> dict[str, Any]:
         """What the server says about every node: inputs, their order and defaults."""
-        return dict(self._call("GET", "/object_info").json())
+        return dict(self._call("GET", "/object_info", within=FIRST_ANSWER_WITHIN).json())
 
     def queue(self, prompt: dict[str, Any], workflow: dict[str, Any] | None = None) -> str:
         """Queue a prompt in API form, with the graph of the page to be stored in its files; returns the prompt's id."""
@@ -79,7 +88,7 @@ class Client:
             body["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}
         answer = self._call("POST", "/prompt", json=body, accept=(400,))
         if answer.status_code == 400:
-            raise ClientError(explain_refusal(answer.json()))
+            raise PromptRefusedError(explain_refusal(answer.json()))
         return str(answer.json()["prompt_id"])
 
     def follow(self, prompt_id: str, on_event: OnEvent) -> None:
@@ -87,7 +96,7 @@ class Client:
         while True:
             message = self._receive()
             if message is None:  # silence or a new connection: the end may have been announced meanwhile
-                messages = self.history(prompt_id).get("status", {}).get("messages", [])
+                messages = self._told_meanwhile(prompt_id)
             else:
                 messages = [(message.get("type", ""), message.get("data") or {})]
             for kind, data in messages:
@@ -101,6 +110,17 @@ class Client:
                 if kind == "execution_error":
                     raise ClientError(explain_failure(data))
 
+    def _told_meanwhile(self, prompt_id: str) -> list[tuple[str, dict[str, Any]]]:
+        """The events of a prompt that has ended; none of one that is still queued or runs."""
+        queue = self._call("GET", "/queue").json()  # before the history: a prompt goes from the one into the other
+        messages = self.history(prompt_id).get("status", {}).get("messages", [])
+        if not messages and not any(item[1] == prompt_id for items in queue.values() for item in items):
+            raise ClientError(
+                f"ComfyUI at {self.url} no longer knows the prompt, as after a restart or when its queue was cleared: "
+                "queue it again."
+            )
+        return list(messages)
+
     def _wait_for_record(self, prompt_id: str) -> None:
         """The server announces success a moment before it writes the history."""
         deadline = time.monotonic() + RECORD_WITHIN
@@ -109,9 +129,11 @@ class Client:
                 raise ClientError(f"ComfyUI should record a finished prompt within {RECORD_WITHIN:.0f} s, it did not.")
             time.sleep(0.05)
 
-    def interrupt(self) -> None:
-        """Ask the server to stop what it is computing."""
-        self._call("POST", "/interrupt", json={})
+    def interrupt(self, prompt_id: str = "") -> None:
+        """Ask the server to stop what it computes, whatever it is, or to drop this prompt, whether it runs or waits."""
+        if prompt_id:
+            self._call("POST", "/queue", json={"delete": [prompt_id]})
+        self._call("POST", "/interrupt", json={"prompt_id": prompt_id})
 
     def history(self, prompt_id: str) -> dict[str, Any]:
         """What the server recorded of a prompt that has ended; empty while it has not."""
@@ -119,27 +141,29 @@ class Client:
 
     def download(self, item: Output, destination: Path) -> None:
         """Fetch a saved file. Under `destination` there is the whole file or nothing new."""
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        part = destination.with_name(f".{destination.name}.{os.getpid()}.part")
         query = {"filename": item.filename, "subfolder": item.subfolder, "type": item.type}
         try:
-            with self._call("GET", "/view", params=query, stream=True) as answer, part.open("wb") as file:
-                for block in answer.iter_content(1 << 20):
-                    file.write(block)
-            expected = answer.headers.get("Content-Length")
-            size = part.stat().st_size
-            if expected is not None and size != int(expected):
-                raise ClientError(f"{item.filename} should have {expected} bytes, got {size}: try again.")
-            os.replace(part, destination)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            with whole_or_nothing(destination) as partial:
+                with self._call("GET", "/view", params=query, stream=True) as answer, partial.open("wb") as file:
+                    for block in answer.iter_content(1 << 20):
+                        file.write(block)
+                expected, size = answer.headers.get("Content-Length"), partial.stat().st_size
+                if expected is not None and size != int(expected):
+                    raise ClientError(f"{item.filename} should have {expected} bytes, got {size}: try again.")
         except requests.RequestException as error:
             raise ClientError(f"{item.filename} could not be fetched to the end ({error}): try again.") from error
-        finally:
-            part.unlink(missing_ok=True)
+        except OSError as error:
+            raise ClientError(
+                f"{destination} cannot be written ({error}): free some space, or take another folder."
+            ) from error
 
-    def _call(self, method: str, path: str, *, accept: tuple[int, ...] = (), **options: Any) -> requests.Response:
+    def _call(
+        self, method: str, path: str, *, accept: tuple[int, ...] = (), within: float = 600.0, **options: Any
+    ) -> requests.Response:
         try:
-            # No limit on the answer itself: a server in the middle of a layer may take long.
-            answer = self._http.request(method, self.url + path, timeout=(10, 600), **options)
+            # Patient: a server in the middle of a layer may take long to answer.
+            answer = self._http.request(method, self.url + path, timeout=(10, within), **options)
         except requests.RequestException as error:
             raise self._gone(error) from error
         if not answer.ok and answer.status_code not in accept:
@@ -184,11 +208,11 @@ class Client:
                     raise self._gone(error) from error
                 time.sleep(0.5)
 
-    def _gone(self, error: Exception | None = None) -> ClientError:
+    def _gone(self, error: Exception | None = None) -> ServerGoneError:
         time.sleep(0.2)  # a dying process closes its connections a moment before it counts as ended
         if not self.alive():
-            return ClientError("ComfyUI ended unexpectedly (often: out of memory); its log says more.")
-        return ClientError(f"ComfyUI at {self.url} cannot be reached ({error}): see its log.")
+            return ServerGoneError("ComfyUI ended unexpectedly (often: out of memory); its log says more.")
+        return ServerGoneError(f"ComfyUI at {self.url} cannot be reached ({error}): see its log.")
 
 
 def outputs(history: dict[str, Any]) -> list[Output]:

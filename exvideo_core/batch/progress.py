@@ -8,11 +8,19 @@ from typing import Any
 QUARTERS = 4
 
 
+def say(line: str) -> None:
+    """A line for the person, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 class Progress:
     """Shows the running node: on a terminal as one line that changes, elsewhere as a line per node and quarter."""
 
-    def __init__(self, titles: dict[str, str]) -> None:
+    def __init__(self, titles: dict[str, str], before: str = "") -> None:
+        """`titles` of the nodes by their id; `before` begins every line."""
         self._titles = titles
+        self._before = before
         self._live = sys.stdout.isatty()
         self._node: str | None = None
         self._quarter = 0
@@ -23,7 +31,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._live and self._width:
-            print(flush=True)  # what follows starts on a line of its own
+            say("")  # what follows starts on a line of its own
 
     def on_event(self, kind: str, data: dict[str, Any]) -> None:
         """Take one event of the websocket."""
@@ -55,8 +63,10 @@ class Progress:
         return self._titles.get(node, f"node {node}")
 
     def _show(self, text: str) -> None:
+        text = self._before + text
         if not self._live:
-            print(text, flush=True)
+            say(text)
             return
-        print("\r" + text.ljust(self._width), end="", flush=True)
+        sys.stdout.write("\r" + text.ljust(self._width))
+        sys.stdout.flush()
         self._width = len(text)

@@ -1,0 +1,107 @@
+"""Pictures through a workflow, on ComfyUI servers that run already.
+
+    python -m exvideo_core.batch pictures --output videos --set ExVideoSampler.seed=7
+
+Run in this pack's folder. A batch that was stopped goes on when it is started again. The exit status is 0 when all is
+done, 1 when some pictures failed or were not reached, 2 when nothing was begun, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..types import ExVideoError
+from .progress import say
+
+if TYPE_CHECKING:
+    from .workflow import Schemas
+
+WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "api" / "image_to_video.json"
+SERVER = "http://127.0.0.1:8188"
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m exvideo_core.batch", description="Send pictures through a workflow on running ComfyUI servers."
+    )
+    parser.add_argument("pictures", type=Path, nargs="+", help="pictures, or folders of pictures")
+    parser.add_argument("--output", type=Path, required=True, help="folder for what is made")
+    parser.add_argument("--workflow", type=Path, default=WORKFLOW, help="in API form; image to video by default")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NODE.INPUT=VALUE", dest="settings",
+        help="a value for all nodes of that class, title or id; may be given many times",
+    )  # fmt: skip
+    parser.add_argument("--picture", default="LoadImage.image", metavar="NODE.INPUT", help="where each picture goes")
+    parser.add_argument(
+        "--server", action="append", metavar="URL", help=f"{SERVER} by default; may be given many times"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make what is not done; returns the exit status."""
+    options = arguments().parse_args(argv)
+    try:
+        return _run(options)
+    except ExVideoError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nStopped. What is done is in {options.output}; the same command goes on.\n")
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        from .client import Client
+    except ImportError as error:
+        raise ExVideoError(
+            "A batch needs requests and websocket-client: install both (pip install requests websocket-client)."
+        ) from error
+    from .manifest import Manifest, find_pictures
+    from .many import load_ray, run_many
+    from .work import Recipe, run_one
+    from .workflow import Place, find, read_workflow, titles, with_texts
+
+    graph, pictures = read_workflow(options.workflow), find_pictures(options.pictures)
+    urls = list(dict.fromkeys(options.server or [SERVER]))
+    if len(urls) > 1:
+        load_ray()
+    urls, schemas = _answering(urls)
+    graph, place = with_texts(graph, options.settings, schemas), Place.parse(options.picture)
+    recipe = Recipe(graph, find(graph, place, schemas), place.input, titles(graph, schemas), options.output)
+    manifest = Manifest(options.output, [graph, options.picture])
+    items = manifest.to_do(pictures)
+    say(f"{len(items)} of {len(pictures)} pictures are to be done.")
+    if len(urls) > 1:
+        run_many(urls, recipe, items, manifest)
+    elif items:
+        with Client(urls[0]) as client:
+            run_one(client, recipe, items, manifest)
+    left = len(items) - manifest.made
+    say(f"{manifest.made} done, {manifest.failures} failed, {left - manifest.failures} not reached: {manifest.path}")
+    return 0 if not left else 1 if manifest.made or manifest.failures else 2
+
+
+def _answering(urls: Sequence[str]) -> tuple[list[str], Schemas]:
+    """The servers that answer, and what the first of them says of its nodes."""
+    from .client import Client, ClientError
+
+    schemas = {}
+    for url in urls:
+        with Client(url) as client:
+            try:
+                schemas[url] = client.object_info()
+            except ClientError as error:
+                say(f"{error}")
+    if not schemas:
+        raise ExVideoError("No ComfyUI answers: start one, or name another --server.")
+    return list(schemas), next(iter(schemas.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
