@@ -1,13 +1,11 @@
-"""Which models the demo uses: the real ones where somebody has them, else tiny ones that it makes."""
+"""Which models the demo uses: the real ones where somebody has them, else the tiny one of this repository."""
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dev.environment import ROOT
 from dev.errors import DevError
 
 TINY_PREFIX = "exvideo_tiny"
@@ -52,17 +50,6 @@ def has_real(*model_folders: Path) -> bool:
         for kind in ("checkpoints", "exvideo")
     )
     return _real(checkpoints, extensions) is not None
-
-
-def make_tiny(python: Path, models: Path) -> None:
-    """Make the tiny pair in a models folder, if it is not there."""
-    if (models / "checkpoints" / TINY_CHECKPOINT).is_file() and (models / "exvideo" / TINY_EXTENSION).is_file():
-        return
-    print("Making tiny models with random weights", flush=True)
-    command = [str(python), "-m", "exvideo_core.tiny", "--models", str(models)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        raise ModelsError(f"{done.stderr.strip()}\nThe tiny models could not be made; the reason is above.")
 
 
 def _real(checkpoints: Sequence[str], extensions: Sequence[str]) -> Models | None:

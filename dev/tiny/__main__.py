@@ -40,7 +40,7 @@ class Recipe(NamedTuple):
     autoencoder: tuple[int, float] = (850, 2e-3)
     encoder: tuple[int, float] = (600, 1e-3)
     base: tuple[int, float] = (2400, 1e-3)
-    rounds: int = 3
+    rounds: int = 2
     """Of the base, which takes longest: each goes on from the one before, with as many new scenes."""
     extension: tuple[int, float] = (1500, 3e-4)
     scenes: int = 320

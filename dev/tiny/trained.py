@@ -18,15 +18,13 @@ STAGES = ("autoencoder", "encoder", "base")
 
 
 def write_trained_model(models: Path) -> None:
-    """Write the trained checkpoint and its extension under a ComfyUI models folder, where they are not there yet."""
+    """Write the trained checkpoint and its extension under a ComfyUI models folder."""
     checkpoint, extension = (models / name for name in (CHECKPOINT, EXTENSION))
-    if not checkpoint.exists():
-        tensors: dict[str, torch.Tensor] = {}
-        for stage in STAGES:
-            with open_tensors(KEPT / f"{stage}.safetensors", "Restore it with git checkout.") as (file, shapes):
-                tensors |= {key: file.get_tensor(key) for key in shapes}
-        save_tensors(checkpoint, tensors, {"title": "ExVideo tiny model, trained on scenes"})
-    if not extension.exists():
-        extension.parent.mkdir(parents=True, exist_ok=True)
-        with whole_or_nothing(extension) as partial:
-            shutil.copyfile(KEPT / "extension.safetensors", partial)
+    tensors: dict[str, torch.Tensor] = {}
+    for stage in STAGES:
+        with open_tensors(KEPT / f"{stage}.safetensors", "Restore it with git checkout.") as (file, shapes):
+            tensors |= {key: file.get_tensor(key) for key in shapes}
+    save_tensors(checkpoint, tensors, {"title": "ExVideo tiny model, trained on scenes"})
+    extension.parent.mkdir(parents=True, exist_ok=True)
+    with whole_or_nothing(extension) as partial:
+        shutil.copyfile(KEPT / "extension.safetensors", partial)
