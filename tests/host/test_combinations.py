@@ -300,6 +300,7 @@ def test_no_node_reads_or_changes_global_random_state(nodes, loaded, models, ext
             "width": 64, "height": 64, "videos": str(tmp_path / "videos"),
         },
         "ExVideoSaveExtension": {"exvideo": extension},
+        "ExVideoDoctor": {},
     }  # fmt: skip
     assert inputs.keys() == nodes.keys()
     for node_id, given in inputs.items():
