@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import json
 import mimetypes
@@ -9,6 +10,7 @@ import shutil
 import time
 import urllib.request
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,14 @@ _FIT = """() => {
 }"""
 
 
+@cache
+def _playwright() -> Playwright:
+    """One for all pages of the process, since a thread can have no second one."""
+    started = sync_playwright().start()
+    atexit.register(started.stop)
+    return started
+
+
 class PageError(DevError):
     """The page is not as it should be."""
 
@@ -59,7 +69,6 @@ class Page:
         if not CHROMIUM:
             raise PageError("Chromium is needed for the tests of the page: `apt-get install chromium`.")
         self._url, self._locale = url, locale
-        self._playwright: Playwright | None = None
         self._browser: Browser | None = None
 
     def __enter__(self) -> Page:
@@ -67,8 +76,7 @@ class Page:
         headers = {"Content-Type": "application/json"}
         local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         local.open(urllib.request.Request(f"{self._url}/settings", body, headers), timeout=30).close()
-        self._playwright = sync_playwright().start()
-        self._browser = self._playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        self._browser = _playwright().chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         self.tab = self._browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
         self.tab.set_default_timeout(60_000)
         self.tab.goto(self._url)
@@ -79,8 +87,6 @@ class Page:
     def __exit__(self, *_: object) -> None:
         if self._browser is not None:
             self._browser.close()
-        if self._playwright is not None:
-            self._playwright.stop()
 
     def drop(self, path: Path) -> None:
         """Drop a file on the canvas, and wait for its graph."""
@@ -160,6 +166,8 @@ class Page:
 
     def help(self, kind: str) -> str:
         """Open the help of a node of a type, by the button over it; returns what it says."""
+        self.tab.evaluate(_FIT)
+        self.tab.wait_for_timeout(700)
         self.tab.evaluate(
             "kind => window.app.canvas.selectNode(window.app.graph._nodes.find(node => node.type === kind))", kind
         )
