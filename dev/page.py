@@ -90,16 +90,15 @@ class Page:
 
     def drop(self, path: Path) -> None:
         """Drop a file on the canvas, and wait for its graph."""
-        before = self.tab.evaluate("() => window.app.graph.id")
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         given = [base64.b64encode(path.read_bytes()).decode(), path.name, kind]
         transfer = self.tab.evaluate_handle(_FILE, given)
-        self.tab.evaluate("() => { window.app.graph.clear(); window.app.graph.id = 'empty'; }")
+        self.tab.evaluate("() => window.app.graph.clear()")
         self.tab.dispatch_event("#graph-canvas", "drop", {"dataTransfer": transfer})
         try:
             self.tab.wait_for_function("() => window.app.graph._nodes.length > 0")
         except Error as error:
-            raise PageError(f"{path} was dropped, but no graph came of it (before it: {before}).") from error
+            raise PageError(f"{path} was dropped, but no graph came of it.") from error
         self.tab.wait_for_timeout(700)  # dialogs come a moment later
 
     def dialogs(self) -> list[str]:

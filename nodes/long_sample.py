@@ -176,9 +176,9 @@ class ExVideoLongSampler(io.ComfyNode):
             )  # fmt: skip
         ids = {"motion_bucket_id": motion_bucket_id, "fps": fps, "augmentation_level": augmentation_level}
         sigmas = schedule.sigmas(steps, denoise)
-        # Refuses numbers that do not go together before any work is done.
-        segments = chain_segments(total_frames, segment_frames, overlap, seed) if mode == "chain" else []
+        # Both plans refuse numbers that do not go together, before any work is done.
         drifting_windows(total_frames, segment_frames, overlap, 0, loop)
+        segments = chain_segments(total_frames, segment_frames, overlap, seed) if mode == "chain" else []
         start = first_latents(vae, init_video, shape)
         job = _Job(model, clip_vision, vae, image, shape, ids, seed, sigmas, min_cfg, max_cfg)
         settings = {
