@@ -46,7 +46,7 @@ def test_the_source_is_understood() -> None:
 # --- help ------------------------------------------------------------------------------------------------------
 
 
-def _tables(page: Path) -> list[list[list[str]]]:
+def tables(page: Path) -> list[list[list[str]]]:
     """The cells of the tables of a page, without their headings."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^\|.*\n\|[-| ]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
@@ -61,7 +61,7 @@ def _code(cell: str) -> str:
 
 @pytest.mark.parametrize(("node", "page"), PAGES)
 def test_help_lists_the_inputs_of_the_node(node: Node, page: Path) -> None:
-    rows = {_code(row[0]): row for row in _tables(page)[0]} if node.inputs else {}
+    rows = {_code(row[0]): row for row in tables(page)[0]} if node.inputs else {}
     assert list(rows) == list(node.inputs)
     for name, (_, kind, values, start, purpose) in rows.items():
         declared = node.inputs[name]
@@ -79,15 +79,15 @@ def test_help_lists_the_inputs_of_the_node(node: Node, page: Path) -> None:
 @pytest.mark.parametrize(("node", "page"), PAGES)
 def test_help_lists_the_outputs_of_the_node(node: Node, page: Path) -> None:
     # A page's tables: inputs and outputs unless there are none, formats of a node that has them, errors.
-    tables = _tables(page)
-    rows = tables[bool(node.inputs)] if node.outputs else []
+    found = tables(page)
+    rows = found[bool(node.inputs)] if node.outputs else []
     assert [(_code(row[0]), row[1]) for row in rows] == node.outputs
-    assert len(tables) == 1 + bool(node.inputs) + bool(node.outputs) + (node.id == "ExVideoSave")
+    assert len(found) == 1 + bool(node.inputs) + bool(node.outputs) + (node.id == "ExVideoSave")
 
 
 def test_help_lists_the_formats() -> None:
     for name in ("ExVideoSave.md", "ExVideoSave/zh.md"):
-        assert [_code(row[0]) for row in _tables(HELP / name)[1]] == list(FORMATS)
+        assert [_code(row[0]) for row in tables(HELP / name)[1]] == list(FORMATS)
 
 
 def test_help_has_no_pages_of_other_nodes() -> None:
@@ -122,7 +122,7 @@ def test_chinese_covers_every_node_input_and_output() -> None:
 def test_chinese_help_names_inputs_as_the_node_does() -> None:
     chinese = json.loads(CHINESE.read_text(encoding="utf-8"))
     for node_id, texts in chinese.items():
-        for row in _tables(HELP / node_id / "zh.md")[0] if texts["inputs"] else []:
+        for row in tables(HELP / node_id / "zh.md")[0] if texts["inputs"] else []:
             name = _code(row[0])
             assert row[0] == f"`{name}`（{texts['inputs'][name]['name']}）", node_id
 
@@ -143,20 +143,20 @@ def test_translations_hold_none_of_the_signs_that_the_page_would_interpret() -> 
 # --- README ----------------------------------------------------------------------------------------------------
 
 
-def _links(document: str) -> set[str]:
+def links(document: str) -> set[str]:
     return set(re.findall(r"\]\(([^)\s]+)\)", (ROOT / document).read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "assets/README.md", "docs/batch.md"])
 def test_links_lead_to_files_that_exist(document: str) -> None:
-    files = {link.split("#")[0] for link in _links(document) if "://" not in link} - {""}
+    files = {link.split("#")[0] for link in links(document) if "://" not in link} - {""}
     assert not [file for file in files if not (ROOT / document).parent.joinpath(file).exists()]
 
 
 def test_links_within_the_readme_lead_to_headings() -> None:
     headings = re.findall(r"^#+ (.+)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     anchors = {"#" + re.sub("[',]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    assert {link for link in _links("README.md") if link.startswith("#")} <= anchors
+    assert {link for link in links("README.md") if link.startswith("#")} <= anchors
 
 
 def test_readme_links_the_help_of_every_node() -> None:
