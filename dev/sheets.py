@@ -79,11 +79,11 @@ SHEETS = {
         ],
     ),
     "low_memory": Sheet(
-        "128 frames at 512×512 on a card with 8 GB. The same video as Image to Video makes, with SVD and the "
-        f"extension loaded apart.{_FILES}\n\n`memory` low works through the model in small chunks. Rendering a few "
+        "128 frames at 512×512 on a card with 8 GB: the same video as Image to Video makes, in less "
+        f"memory.{_FILES}\n\n`memory` low works through the model in small chunks. Rendering a few "
         "frames at a time keeps the video out of memory, and the latents are saved first, so that a full disk costs "
         "no sampling.",
-        [("Load", ["2", "3", "1"]), ("Extend", ["4"]), ("Condition", ["5"]), ("Sample", ["6"]), ("Render", ["7"])],
+        [("Load", ["2", "1"]), ("Condition", ["3"]), ("Sample", ["4"]), ("Render", ["5"])],
     ),
     "interpolate_video": Sheet(
         "Makes any video smoother: new frames between its own, and as many times the frames a second. Its sound "

@@ -7,9 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..exvideo_core import host
-from ..exvideo_core.budget import BUDGETS
 from ..exvideo_core.extension import Extension, new_extension
-from .schema import MAX_FRAMES, ExVideo, advanced, schema
+from .schema import MAX_FRAMES, ExVideo, memory_input, schema
 
 
 class ExVideoInit(io.ComfyNode):
@@ -59,16 +58,7 @@ class ExVideoApply(io.ComfyNode):
                     step=0.01,
                     tooltip="1 is the extension as trained, 0 the base model; all its weights blend linearly between.",
                 ),
-                advanced(
-                    io.Combo,
-                    "memory",
-                    options=list(BUDGETS),
-                    default="auto",
-                    # Not in the contract, so that clients who know only that may leave it out.
-                    optional=True,
-                    tooltip="Working memory of a pass: auto takes what is free up to 2 GiB, low 64 MiB. The video is "
-                    "the same; less is slower.",
-                ),
+                memory_input(),
             ],
             outputs=[io.Model.Output("extended", display_name="MODEL", tooltip="The extended model.")],
         )

@@ -6,7 +6,9 @@ from comfy_api.latest import io
 
 from ..exvideo_core import host
 from ..exvideo_core.extension import read_extension
-from .schema import ExVideo, extension_input, schema
+from .schema import ExVideo, extension_input, memory_input, schema
+
+PLAIN = "none (SVD alone)"
 
 
 class ExVideoLoader(io.ComfyNode):
@@ -40,7 +42,8 @@ class ExVideoCheckpointLoader(io.ComfyNode):
                     options=host.model_names("checkpoints"),
                     tooltip="A Stable Video Diffusion checkpoint, from models/checkpoints: svd_xt.safetensors.",
                 ),
-                extension_input(),
+                extension_input(PLAIN),
+                memory_input(),
             ],
             outputs=[
                 io.Model.Output("model", display_name="MODEL", tooltip="SVD with the extension applied in full."),
@@ -50,11 +53,14 @@ class ExVideoCheckpointLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, ckpt_name: str, exvideo_name: str) -> io.NodeOutput:
+    def execute(cls, ckpt_name: str, exvideo_name: str, memory: str = "auto") -> io.NodeOutput:
         # The extension first: it is refused in a moment, a checkpoint takes a while to load.
-        extension = read_extension(host.model_path(host.MODEL_FOLDER, exvideo_name))
+        plain = exvideo_name == PLAIN
+        extension = None if plain else read_extension(host.model_path(host.MODEL_FOLDER, exvideo_name))
         model, clip_vision, vae = host.load_svd(host.model_path("checkpoints", ckpt_name))
-        return io.NodeOutput(host.apply_extension(model, extension), clip_vision, vae)
+        if extension:
+            model = host.apply_extension(model, extension, memory=memory)
+        return io.NodeOutput(model, clip_vision, vae)
 
 
 NODES = [ExVideoLoader, ExVideoCheckpointLoader]

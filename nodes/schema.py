@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..exvideo_core import host
+from ..exvideo_core.budget import BUDGETS
 from ..exvideo_core.formats import offered_formats
 
 ExVideo = io.Custom("EXVIDEO")
@@ -32,11 +33,25 @@ def advanced(input_type: Any, *args: Any, **fields: Any) -> Any:
     return input_type.Input(*args, **fields)
 
 
-def extension_input() -> Any:
+def extension_input(*others: str) -> Any:
+    """The choice of an extension's file, or of `others` than files."""
     return io.Combo.Input(
         "exvideo_name",
-        options=host.model_names(host.MODEL_FOLDER),
+        options=[*host.model_names(host.MODEL_FOLDER), *others],
         tooltip="The ExVideo extension, from models/exvideo: model.fp16.safetensors of ECNU-CILab/ExVideo-SVD-128f-v1.",
+    )
+
+
+def memory_input() -> Any:
+    return advanced(
+        io.Combo,
+        "memory",
+        options=list(BUDGETS),
+        default="auto",
+        # Not in the contract, so that clients who know only that may leave it out.
+        optional=True,
+        tooltip="Working memory of a pass: auto takes what is free up to 2 GiB, low 64 MiB. The video is the same; "
+        "less is slower.",
     )
 
 

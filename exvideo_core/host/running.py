@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -12,7 +13,11 @@ import comfy.utils
 import latent_preview
 import torch
 
+from ..extension import TRAINED_FRAMES
 from .files import progress
+from .patch import KEY
+
+log = logging.getLogger(__name__)
 
 
 def encode_clip(clip_vision: Any, preprocess: Callable[[int, list[float], list[float]], torch.Tensor]) -> torch.Tensor:
@@ -95,6 +100,13 @@ def sample_euler(
     Returns:
         Latents of the shape of `noise`, on the host's intermediate device.
     """
+    if KEY not in model.attachments and len(noise) > TRAINED_FRAMES:
+        log.warning(
+            "ExVideo samples %d frames with SVD alone, which knows %d. Choose an extension in Load SVD + ExVideo, or "
+            "connect Apply ExVideo.",
+            len(noise),
+            TRAINED_FRAMES,
+        )
     if guidance is not None:
         model = model.clone()
         # With a cfg of 1 the host would skip the unconditional pass, which the guidance of other frames needs.
