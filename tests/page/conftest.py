@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from dev.sheets import MODELS
 from exvideo_core.export import save_video
 from exvideo_core.tiny import CHECKPOINT, EXTENSION, write_tiny_model
 
+SVD, EXVIDEO, PAINTER = MODELS
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 HOST = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".host" / "ComfyUI")
 
 
@@ -23,10 +26,11 @@ def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
     models = base / "models"
     write_tiny_model(models)
-    for name, (_, folder) in MODELS.items():
-        # Also in the place of a checkpoint that makes pictures: it is there, if nothing that could be run.
-        source = models / (EXTENSION if folder == "exvideo" else CHECKPOINT)
-        shutil.copyfile(source, models / folder / name)
+    for name in (SVD, EXVIDEO):
+        shutil.copyfile(models / (EXTENSION if name == EXVIDEO else CHECKPOINT), models / MODELS[name][1] / name)
+    # In a process of its own: it takes a ComfyUI to write.
+    painter = models / MODELS[PAINTER][1] / PAINTER
+    subprocess.run([sys.executable, "-P", "-m", "dev.painter", str(painter)], cwd=ROOT, env=ENV, check=True)
     videos = base / "input" / "videos"
     videos.mkdir(parents=True)
     shutil.copyfile(ROOT / "assets" / "photo.jpg", base / "input" / "photo.jpg")
