@@ -1,0 +1,75 @@
+"""A disk that is full: one clear sentence, nothing half written, and what was there before is still there."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from dev.environment import ROOT
+
+SIZE = "400k"
+MOUNT = 'mount -t tmpfs -o size={size} tmpfs "$1" && shift && exec "$@"'
+"""A small disk, in a namespace of its own, so that it is gone when the process is."""
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+from dev.inside import become_host, core, node_runner
+
+base = Path(sys.argv[1])
+become_host("--cpu", "--base-directory", str(base))
+run, told, disk = node_runner(), {}, base / "output"
+
+def attempt(what, do):
+    before = {path: path.stat().st_size for path in disk.rglob("*") if path.is_file()}
+    try:
+        do()
+        said = ""
+    except core("types").ExVideoError as error:
+        said = str(error)
+    after = {path: path.stat().st_size for path in disk.rglob("*") if path.is_file()}
+    told[what] = [said, sorted(path.name for path in after if after[path] != before.get(path))]
+
+noise = torch.rand(4, 384, 384, 3)
+for kind in ("mp4-h264", "webm-vp9", "gif", "png"):
+    attempt(kind, lambda: run("ExVideoSave", images=noise, format=kind, crf=0))
+tensors = {"tensor": torch.rand(2**20)}
+attempt("tensors", lambda: core("files").save_tensors(disk / "run" / "step.safetensors", tensors, {}))
+attempt("latents", lambda: core("host").save_latents(torch.rand(64, 4, 64, 64), "video/ExVideo", {}, {}))
+attempt("small", lambda: run("ExVideoSave", images=noise[:2, :64, :64]))
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What was attempted on a small disk → the error's text, and files that are new or changed."""
+    unshare = shutil.which("unshare")
+    base = tmp_path_factory.mktemp("full")
+    (base / "output").mkdir()
+    namespace = [unshare, "--user", "--map-root-user", "--mount", "sh", "-c", MOUNT.format(size=SIZE), "sh"]
+    small = [*namespace, str(base / "output")]
+    if unshare is None or subprocess.run([*small, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no small disk can be made here")
+    done = subprocess.run(
+        [*small, sys.executable, "-P", "-c", SCRIPT, str(base)],
+        capture_output=True, text=True, check=False, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("what", ["mp4-h264", "webm-vp9", "gif", "png", "tensors", "latents"])
+def test_a_full_disk_is_told_and_leaves_nothing(told, what):
+    said, files = told[what]
+    assert "o space left" in said
+    assert files == []
+
+
+def test_what_fits_is_saved_after_all_that(told):
+    said, (name,) = told["small"]
+    assert said == ""
+    assert name.endswith(".mp4")
