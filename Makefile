@@ -1,7 +1,7 @@
 # Everything is done by dev/ in Python; this only gives the commands short names.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: help demo test page parity bench train-tiny reproduce lint host clean
+.PHONY: help demo test page parity bench bench-long train-tiny reproduce lint host clean
 
 help:
 	@echo "make demo   a video from a picture, as the last line its path:"
@@ -10,6 +10,7 @@ help:
 	@echo "make page   the workflows and the help on ComfyUI's page in Chromium (apt-get install chromium); pictures in out/page"
 	@echo "make parity the comparison with the authors' code in full, about 45 minutes on 2 cores and 17 GiB of memory"
 	@echo "make bench  memory counted and passes timed, beside the authors' code; about an hour, 17 GiB of memory"
+	@echo "make bench-long  long videos of the tiny model beside the right ones: drift and joins; about half an hour"
 	@echo "make train-tiny  train the tiny model on little scenes, from nothing; hours on 2 cores, goes on where it stopped"
 	@echo "make reproduce  the paper's claim on the tiny model: tables and a picture; about half an hour"
 	@echo "make lint   ruff alone"
@@ -43,6 +44,9 @@ bench: host
 	@.venv/bin/python -m benchmarks.saved
 	@.venv/bin/python -m benchmarks.lengths
 	@.venv/bin/python -m benchmarks.queued
+
+bench-long: host
+	@.venv/bin/python -m benchmarks.joins $(ARGS)
 
 train-tiny: host
 	@.venv/bin/python -m dev.tiny $(ARGS)

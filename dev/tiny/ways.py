@@ -14,7 +14,7 @@ from dev.tiny.data import FPS, LONG
 from dev.tiny.scenes import Scene, render
 from dev.tiny.trained import write_trained_model
 
-STEPS, CFG = 20, 1.5
+SAMPLING = {"steps": 20, "min_cfg": 1.5, "max_cfg": 1.5, "normalize": False, "contrast": 1.0}
 OVERLAP = 8
 """Frames that the host's context windows share."""
 
@@ -59,19 +59,28 @@ class Studio:
         """
         (new,) = self._run("ExVideoInit", model=self._base, num_frames=FRAMES)
         (model,) = self._run("ExVideoApply", model=self._base, exvideo=new)
-        node = importlib.import_module("comfy_extras.nodes_context_windows").ContextWindowsManualNode
-        defaults = {i.id: getattr(i, "default", None) for i in node.define_schema().inputs if i.id != "model"}
-        defaults |= {"context_length": FRAMES, "context_overlap": OVERLAP}
-        defaults["context_schedule"] = defaults["context_schedule"] or "standard_static"
-        (windowed,) = node.execute(model, **defaults).args
-        return self._video(windowed, what, side, LONG)
+        return self._video(_in_host_windows(model, FRAMES, OVERLAP), what, side, LONG)
 
-    def chained(self, what: Scene, side: int) -> torch.Tensor:
+    def windows_extended(self, what: Scene, side: int, frames: int) -> torch.Tensor:
+        """By the host's context windows over the post-tuned extension."""
+        return self._video(_in_host_windows(self._extended, LONG, 2 * OVERLAP), what, side, frames)
+
+    def long(self, what: Scene, side: int, frames: int, **settings: Any) -> torch.Tensor:
+        """By ExVideo Long Sampler over the post-tuned extension, with some of its inputs set."""
+        samples, _ = self._run(
+            "ExVideoLongSampler", model=self._extended, clip_vision=self._clip_vision, vae=self._vae,
+            init_image=render(what, 1, side), total_frames=frames, width=side, height=side,
+            motion_bucket_id=self._bucket(what, side), fps=FPS, augmentation_level=0.0, **SAMPLING, **settings,
+        )  # fmt: skip
+        (video,) = self._run("ExVideoDecode", samples=samples, vae=self._vae)
+        return video
+
+    def chained(self, what: Scene, side: int, frames: int = LONG) -> torch.Tensor:
         """By the base again and again, each time from the last frame."""
         video = self.base(what, side)
-        while len(video) < LONG:
+        while len(video) < frames:
             video = torch.cat([video, self._video(self._base, what, side, FRAMES, video[-1:])[1:]])
-        return video[:LONG]
+        return video[:frames]
 
     def extended(self, what: Scene, side: int, frames: int = LONG) -> torch.Tensor:
         """By the post-tuned extension."""
@@ -89,8 +98,6 @@ class Studio:
     def _video(
         self, model: Any, what: Scene, side: int, frames: int, picture: torch.Tensor | None = None
     ) -> torch.Tensor:
-        # How much moves is told to all ways alike, as a person would who has seen such videos.
-        bucket = self._motion.motion_bucket(self._motion.motion_score(render(what, LONG, side)))
         positive, negative, latent, _ = self._run(
             "ExVideoConditioning",
             clip_vision=self._clip_vision,
@@ -99,13 +106,26 @@ class Studio:
             width=side,
             height=side,
             num_frames=frames,
-            motion_bucket_id=bucket,
+            motion_bucket_id=self._bucket(what, side),
             fps=FPS,
             augmentation_level=0.0,
         )
         (samples,) = self._run(
-            "ExVideoSampler", model=model, positive=positive, negative=negative, latent=latent, steps=STEPS,
-            min_cfg=CFG, max_cfg=CFG, normalize=False, contrast=1.0,
-        )  # fmt: skip
+            "ExVideoSampler", model=model, positive=positive, negative=negative, latent=latent, **SAMPLING
+        )
         (video,) = self._run("ExVideoDecode", samples=samples, vae=self._vae)
         return video
+
+    def _bucket(self, what: Scene, side: int) -> int:
+        """How much moves: told to all ways alike, as a person would who has seen such videos."""
+        return int(self._motion.motion_bucket(self._motion.motion_score(render(what, LONG, side))))
+
+
+def _in_host_windows(model: Any, length: int, overlap: int) -> Any:
+    """A model on which the host's samplers work in its context windows."""
+    node = importlib.import_module("comfy_extras.nodes_context_windows").ContextWindowsManualNode
+    defaults = {i.id: getattr(i, "default", None) for i in node.define_schema().inputs if i.id != "model"}
+    defaults |= {"context_length": length, "context_overlap": overlap}
+    defaults["context_schedule"] = defaults["context_schedule"] or "standard_static"
+    (windowed,) = node.execute(model, **defaults).args
+    return windowed
