@@ -30,8 +30,8 @@ def write_painter(path: Path) -> None:
     parts = {
         "model.diffusion_model.": unet.UNetModel(
             image_size=32, in_channels=4, out_channels=4, model_channels=CHANNELS, num_res_blocks=[1],
-            channel_mult=(1,), num_heads=8, use_spatial_transformer=True, transformer_depth=[1], transformer_depth_middle=1,
-            transformer_depth_output=[1, 1], context_dim=CONTEXT,
+            channel_mult=(1,), num_heads=8, use_spatial_transformer=True, transformer_depth=[1],
+            transformer_depth_middle=1, transformer_depth_output=[1, 1], context_dim=CONTEXT,
         ),
         "cond_stage_model.": text.SD1ClipModel().clip_l,
         "first_stage_model.": pixels.TAESD(),

@@ -64,15 +64,15 @@ def test_links_lead_to_the_same_files_and_to_chinese_help() -> None:
 
 def test_anchors_lead_to_the_same_headings() -> None:
     places = [_places(document) for document in (README_ZH, README)]
-    links = [[link for link in links(document) if link.startswith("#")] for document in (README_ZH, README)]
-    assert set(links[0]) <= set(places[0])
-    assert {places[0][link] for link in links[0]} == {places[1][link] for link in links[1]}
+    anchors = [[link for link in links(document) if link.startswith("#")] for document in (README_ZH, README)]
+    assert set(anchors[0]) <= set(places[0])
+    assert {places[0][link] for link in anchors[0]} == {places[1][link] for link in anchors[1]}
 
 
 def test_tables_have_the_same_form_and_numbers() -> None:
-    tables = [tables(ROOT / document) for document in (README_ZH, README)]
-    assert len(tables[0]) == len(tables[1])
-    for ours, theirs in zip(*tables, strict=True):
+    found = [tables(ROOT / document) for document in (README_ZH, README)]
+    assert len(found[0]) == len(found[1])
+    for ours, theirs in zip(*found, strict=True):
         numbers = [[[_numbers(cell) for cell in row] for row in table] for table in (ours, theirs)]
         assert numbers[0] == numbers[1], theirs[0]
 
