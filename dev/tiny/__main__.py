@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,25 +25,33 @@ from dev.tiny.base import train_base
 from dev.tiny.data import LONG, scenes_seen, write_videos
 from dev.tiny.encoder import train_encoder
 from dev.tiny.norms import quick_group_norms
+from dev.tiny.scenes import PACE, QUICK
 from dev.tiny.trained import KEPT
 
 FOLDER = ROOT / ".host" / "tiny"
 """Where all else goes: scenes encoded, videos, the checkpoint that is put together."""
-RUN, CACHE = FOLDER / "extension", FOLDER / "post_tuning_cache"
-"""Where post-tuning keeps its run, and next to it the encoded clips."""
+CACHE = FOLDER / "post_tuning_cache"
+"""Where post-tuning keeps the encoded clips: next to its runs."""
 _NOTES = {"license": "GPL-3.0-or-later", "made by": "make train-tiny"}
 
 
+class Round(NamedTuple):
+    """Of the base's training: the pace of its scenes, and how many there are."""
+
+    pace: float
+    scenes: int
+
+
 class Recipe(NamedTuple):
-    """Steps and learning rate of each stage, and how many scenes base and extension learn from."""
+    """Steps and learning rate of each stage, and what base and extension learn from."""
 
     autoencoder: tuple[int, float] = (850, 2e-3)
     encoder: tuple[int, float] = (600, 1e-3)
     base: tuple[int, float] = (2400, 1e-3)
-    rounds: int = 2
-    """Of the base, which takes longest: each goes on from the one before, with as many new scenes."""
-    extension: tuple[int, float] = (1500, 3e-4)
-    scenes: int = 320
+    rounds: Sequence[Round] = (Round(QUICK, 320), Round(QUICK, 640), Round(PACE, 480))
+    """Of the base, which takes longest: each goes on from the one before. The extension learns from the last's."""
+    extension: Sequence[tuple[int, float]] = ((1600, 1e-3), (500, 2e-4))
+    """Post-tuned twice, the second time slower."""
 
 
 def main() -> None:
@@ -59,7 +67,7 @@ def main() -> None:
     if until == "encoder":
         return
     start = {**core("tiny").draw_checkpoint(layout), **parts}
-    for turn in range(recipe.rounds):
+    for turn in range(len(recipe.rounds)):
         parts |= _kept("base", partial(_base, {**start, **parts}, layout, recipe, turn), turn)
     if until == "base":
         return
@@ -82,8 +90,8 @@ def _base(
     """A round of the base's training, on scenes encoded by the parts that are trained already."""
     build, prefix = core("host.checkpoint"), core("svd").UNET_PREFIX
     parts = (make(dict(checkpoint), layout) for make in (build.narrow_clip_vision, build.narrow_vae))
-    write_videos(FOLDER / "videos", (turn + 1) * recipe.scenes)
-    scenes = list(scenes_seen(FOLDER / "videos", CACHE, *parts))
+    pace, videos = recipe.rounds[turn].pace, _videos(recipe.rounds[turn])
+    scenes = list(scenes_seen(videos, pace, CACHE, *parts))
     unet = {key: tensor for key, tensor in checkpoint.items() if key.startswith(prefix)}
     return train_base(unet, scenes, *recipe.base, turn, report)
 
@@ -94,22 +102,33 @@ def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
     checkpoint = FOLDER / core("tiny").CHECKPOINT
     half = {key: tensor.half() for key, tensor in parts.items()}
     core("files").save_tensors(checkpoint, half, {"title": "ExVideo tiny model, trained on scenes"})
-    write_videos(FOLDER / "videos", recipe.rounds * recipe.scenes)
+    videos = _videos(recipe.rounds[-1])
     model, clip_vision, vae = host.load_svd(checkpoint)
-    start = extension.new_extension(host.base_weights(model), LONG)
-    steps, learning_rate = recipe.extension
+    learned = extension.new_extension(host.base_weights(model), LONG)
     begun = time.monotonic()
 
     def on_step(progress: Any) -> None:
         if progress.step % 25 == 0:
             _say("extension", progress.step, progress.losses, begun)
 
-    settings = training.Recipe(steps, learning_rate, average=0.95, save_every=100)
-    learned, losses = host.post_tune(
-        model, start, clip_vision, vae, FOLDER / "videos", (SIDE, SIDE), settings, RUN, on_step=on_step
-    )
+    losses: list[float] = []
+    for turn, (steps, learning_rate) in enumerate(recipe.extension):
+        run = FOLDER / f"extension_{turn}"
+        settings = training.Recipe(steps, learning_rate, seed=turn, average=0.95, save_every=100)
+        with quick_group_norms():
+            learned, more = host.post_tune(
+                model, learned, clip_vision, vae, videos, (SIDE, SIDE), settings, run, on_step=on_step
+            )
+        losses += more
     extension.write_extension(learned, KEPT / "extension.safetensors", metadata=_NOTES)
     core("post_tuning.curve").loss_curve(losses).save(KEPT / "extension.png")
+
+
+def _videos(of: Round) -> Path:
+    """A folder with the videos of a round."""
+    folder = FOLDER / f"videos, pace {of.pace}"
+    write_videos(folder, of.scenes, of.pace)
+    return folder
 
 
 def _kept(stage: str, train: Callable[[Report], dict[str, torch.Tensor]], turn: int = 0) -> dict[str, torch.Tensor]:

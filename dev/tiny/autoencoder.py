@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from dev.inside import core
 from dev.tiny.optimizer import Optimizer
-from dev.tiny.scenes import render, scene
+from dev.tiny.scenes import QUICK, render, scene
 
 SIDE, BATCH, FRAMES = 64, 12, 4
 """Pixels of a side, frames of a step, frames of a clip once there are clips."""
@@ -64,7 +64,7 @@ def batch(first: int, frames: int) -> torch.Tensor:
     parts = []
     for clip in range(first, first + BATCH // frames):
         begin = clip * 7919 % (128 - frames)
-        parts.append(render(scene(clip), begin + frames, SIDE, first=begin))
+        parts.append(render(scene(clip, pace=QUICK), begin + frames, SIDE, first=begin))
     return torch.cat(parts).movedim(-1, 1) * 2 - 1
 
 

@@ -21,19 +21,19 @@ HELD_OUT = 1_000_000
 """Number of the first scene that nothing is trained on."""
 
 
-def write_videos(folder: Path, count: int) -> None:
-    """Scenes as anybody's videos would be: files."""
+def write_videos(folder: Path, count: int, pace: float) -> None:
+    """Scenes of a pace as anybody's videos would be: files."""
     export, files = core("export"), core("files")
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         path = folder / f"{number:05}.mp4"
         if not path.exists():
             with files.whole_or_nothing(path) as partial:
-                export.save_video(render(scene(FIRST + number), LONG, SIDE), partial, FPS, crf=6)
+                export.save_video(render(scene(FIRST + number, pace=pace), LONG, SIDE), partial, FPS, crf=6)
 
 
-def scenes_seen(folder: Path, cache: Path, clip_vision: Any, vae: Any) -> Iterator[Seen]:
-    """The scenes of a folder of `write_videos`, through the cache of post-tuning, which trains on the same later."""
+def scenes_seen(folder: Path, pace: float, cache: Path, clip_vision: Any, vae: Any) -> Iterator[Seen]:
+    """The scenes in a folder of `write_videos`, through the cache of post-tuning, which trains on the same later."""
     caching, conditioning, learning = core("post_tuning.cache"), core("conditioning"), core("host.learning")
     shape = core("types").ClipShape(LONG, SIDE, SIDE)
 
@@ -47,7 +47,7 @@ def scenes_seen(folder: Path, cache: Path, clip_vision: Any, vae: Any) -> Iterat
             clips = caching.cache_clips(folder, shape, FPS, learning.Encoder(clip_vision, vae), cache, said)
         for number in range(len(clips)):
             clip = clips[number]
-            pictures = render(scene(FIRST + number), LONG - FRAMES + 1, SIDE)[::APART]
+            pictures = render(scene(FIRST + number, pace=pace), LONG - FRAMES + 1, SIDE)[::APART]
             pixels = [
                 conditioning.clip_pixels(
                     picture[None], clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std

@@ -27,6 +27,11 @@ MARGIN = 0.02
 """Between shapes and the edges of the picture, whose sides are 1."""
 CIRCLE = 0.14
 """Radius of a triangle's circles."""
+PACE = 0.02
+"""Radius times speed, in sides of the picture and seconds: in the 4 s of 128 frames a shape goes about half a side to
+three quarters of one."""
+QUICK = 0.05
+"""The same for what the autoencoder and the first rounds of the base learn from, in which more happens."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Scene:
         heading: where it goes first, in radians; x grows to the right, y downwards.
         colour: of the shape, RGB in [0, 1].
         sky, ground: of the background at the top and at the bottom.
+        pace: radius times speed.
     """
 
     kind: str
@@ -49,11 +55,12 @@ class Scene:
     colour: tuple[float, float, float]
     sky: tuple[float, float, float]
     ground: tuple[float, float, float]
+    pace: float = PACE
 
     @property
     def speed(self) -> float:
         """Sides a second: small shapes are fast."""
-        return 0.05 / self.radius
+        return self.pace / self.radius
 
     def at(self, seconds: float) -> tuple[float, float, float]:
         """Where the shape is, x and y, and where it is heading."""
@@ -79,6 +86,7 @@ def scene(
     kinds: Sequence[str] = KINDS,
     hues: tuple[float, float] = (0.0, 0.8),
     radii: tuple[float, float] = (0.11, 0.19),
+    pace: float = PACE,
 ) -> Scene:
     """The scene of a seed.
 
@@ -87,6 +95,7 @@ def scene(
         kinds: shapes that there may be.
         hues: colours that shapes may have, around the colour wheel from 0 to 1.
         radii: sizes that they may have.
+        pace: radius times speed.
     """
     chance = random.Random(seed)
     kind, radius = chance.choice(kinds), chance.uniform(*radii)
@@ -104,7 +113,7 @@ def scene(
     hue = chance.random()
     # Of one brightness in all scenes: networks as narrow as the tiny model's lose it to their normalisations.
     sky, ground = (colorsys.hsv_to_rgb(hue, 0.3, value) for value in (0.6, 0.2))
-    return Scene(kind, radius, place, heading, colour, sky, ground)
+    return Scene(kind, radius, place, heading, colour, sky, ground, pace)
 
 
 def render(what: Scene, frames: int, side: int, fps: float = 30.0, first: int = 0) -> torch.Tensor:
