@@ -79,14 +79,18 @@ class Page:
         self._browser = _playwright().chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         self.tab = self._browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
         self.tab.set_default_timeout(60_000)
-        self.tab.goto(self._url)
-        self.tab.wait_for_function(_READY)
-        self.tab.evaluate(_WATCH)
+        self.reload()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._browser is not None:
             self._browser.close()
+
+    def reload(self) -> None:
+        """Open the page anew."""
+        self.tab.goto(self._url)
+        self.tab.wait_for_function(_READY)
+        self.tab.evaluate(_WATCH)
 
     def drop(self, path: Path) -> None:
         """Drop a file on the canvas, and wait for its graph."""
@@ -138,17 +142,24 @@ class Page:
 
     def run(self, timeout: float = 300.0) -> list[tuple[str, dict[str, Any]]]:
         """Press Run and wait until the queue is done; returns what happened."""
+        self.press_run()
+        return self.until_seen("execution_success", "execution_error", timeout=timeout)
+
+    def press_run(self) -> None:
         self.tab.evaluate("() => { window.seen.length = 0; }")
         self.tab.get_by_test_id("queue-button").or_(self.tab.locator(".execute-button")).first.click()
+
+    def until_seen(self, *kinds: str, timeout: float = 300.0) -> list[tuple[str, dict[str, Any]]]:
+        """Wait for an event of one of these kinds; returns what happened since Run was pressed."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             seen = self.tab.evaluate("() => window.seen")
-            if any(kind in ("execution_success", "execution_error") for kind, _ in seen):
+            if any(kind in kinds for kind, _ in seen):
                 return [(kind, dict(detail or {})) for kind, detail in seen]
             if errors := self.dialogs():
                 raise PageError(f"Run was pressed, and a dialog opened: {errors[0][:500]}")
-            self.tab.wait_for_timeout(200)
-        raise PageError(f"Run was pressed, and nothing was done after {timeout:.0f} s.")
+            self.tab.wait_for_timeout(50)
+        raise PageError(f"Run was pressed, and after {timeout:.0f} s none of {', '.join(kinds)} was seen.")
 
     def playing(self, kind: str) -> bool:
         """Whether the node of a type shows a video that plays."""
@@ -159,6 +170,15 @@ class Page:
                 f"() => {{ const video = {video}; video.muted = true; video.currentTime = 0; video.play(); }}"
             )
             self.tab.wait_for_function(f"() => {video}.currentTime > 0.1", timeout=15_000)
+        except Error:
+            return False
+        return True
+
+    def picture(self, kind: str) -> bool:
+        """Whether the node of a type shows a picture."""
+        node = f"window.app.graph._nodes.find(node => node.type === '{kind}')"
+        try:
+            self.tab.wait_for_function(f"() => {node}.imgs?.[0]?.naturalWidth > 0", timeout=15_000)
         except Error:
             return False
         return True

@@ -25,7 +25,7 @@ class Format(NamedTuple):
         even: whether sides have to be even, because the format stores colour for 2×2 pixels.
         audio: ffmpeg's name of the encoder for sound; none where the format carries none.
         pictures: the names of single pictures, in a format that is a folder of them.
-        shown: whether browsers show it, so that the node can.
+        shown: whether ComfyUI's page shows it in the node; its player knows no GIF.
     """
 
     suffix: str
@@ -82,7 +82,7 @@ FORMATS: Mapping[str, Format] = {
         ("-f", "mov", *_FRONT), lambda crf: ("-q:v", str(1 + crf // 4)), _BT709, audio="pcm_s16le",
         shown=False,
     ),
-    "gif": Format(".gif", "gif", (), ("-f", "gif", "-loop", "0"), lambda crf: (), _PALETTE, even=False),
+    "gif": Format(".gif", "gif", (), ("-f", "gif", "-loop", "0"), lambda crf: (), _PALETTE, even=False, shown=False),
     "webp": Format(
         ".webp", "libwebp_anim", ("-pix_fmt", "bgra"), ("-f", "webp", "-loop", "0"),
         lambda crf: ("-lossless", "1") if crf == 0 else ("-quality", str(round(100 - crf * 100 / 51))),
@@ -104,7 +104,7 @@ PREVIEW = (
     "-vf", f"scale=w='trunc((min(768,iw)+1)/2)*2':h=-2,{_BT709}", "-c:v", "libx264", "-preset", "veryfast",
     "-crf", "24", "-pix_fmt", "yuv420p", *_TAGGED, "-f", "mp4", "-movflags", "faststart",
 )  # fmt: skip
-"""What a node shows of a file that browsers do not."""
+"""What a node shows where the page does not show the file."""
 
 
 def format_named(name: str) -> Format:

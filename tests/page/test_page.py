@@ -8,6 +8,7 @@ from dev.drawn import drawn_workflows
 from dev.environment import ROOT
 from dev.page import Page
 from dev.sheets import SHEETS
+from exvideo_core.formats import encodable_formats
 
 pytestmark = pytest.mark.page
 
@@ -78,6 +79,17 @@ def test_a_dropped_workflow_opens_clean_runs_and_comes_back(page, server, name):
     page.drop(saved)
     assert page.dialogs() == []
     assert held(page.graph()) == held(graph)
+
+
+@pytest.mark.parametrize("format", encodable_formats())
+def test_every_format_is_shown_in_the_node(page, format):
+    page.drop(WORKFLOWS / "interpolate_video.json")
+    page.set({"ExVideoSave": {"format": format}})
+    kind, said = page.run()[-1]
+    assert kind == "execution_success", said
+    shown = page.picture if format == "webp" else page.playing
+    assert shown("ExVideoSave")
+    page.shot(SHOTS / f"format_{format}.png")
 
 
 def test_a_missing_model_is_offered_with_its_folder(server):
