@@ -7,6 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,10 +106,13 @@ class Client:
                 on_event(kind, data)
                 if kind == "execution_success":
                     return self._wait_for_record(prompt_id)
+                if kind not in ("execution_interrupted", "execution_error"):
+                    continue
+                with suppress(ClientError):  # what went wrong matters more
+                    self._wait_for_record(prompt_id)
                 if kind == "execution_interrupted":
                     raise PromptCancelledError("The prompt was cancelled.")
-                if kind == "execution_error":
-                    raise ClientError(explain_failure(data))
+                raise ClientError(explain_failure(data))
 
     def _told_meanwhile(self, prompt_id: str) -> list[tuple[str, dict[str, Any]]]:
         """The events of a prompt that has ended; none of one that is still queued or runs."""
@@ -122,7 +126,7 @@ class Client:
         return list(messages)
 
     def _wait_for_record(self, prompt_id: str) -> None:
-        """The server announces success a moment before it writes the history."""
+        """The server announces the end a moment before it writes the history."""
         deadline = time.monotonic() + RECORD_WITHIN
         while not self.history(prompt_id):
             if time.monotonic() > deadline:
