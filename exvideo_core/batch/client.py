@@ -7,7 +7,6 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +107,7 @@ class Client:
                     return self._wait_for_record(prompt_id)
                 if kind not in ("execution_interrupted", "execution_error"):
                     continue
-                with suppress(ClientError):  # what went wrong matters more
+                with contextlib.suppress(ClientError):  # what went wrong matters more
                     self._wait_for_record(prompt_id)
                 if kind == "execution_interrupted":
                     raise PromptCancelledError("The prompt was cancelled.")
