@@ -11,7 +11,7 @@ from exvideo_pack.exvideo_core.types import ExVideoError
 MODEL = ["model"] if host.interpolation_socket() else []
 EXPECTED = {
     "ExVideoLoader": (["exvideo_name"], ["EXVIDEO"]),
-    "ExVideoCheckpointLoader": (["ckpt_name", "exvideo_name"], ["MODEL", "CLIP_VISION", "VAE"]),
+    "ExVideoCheckpointLoader": (["ckpt_name", "exvideo_name", "memory"], ["MODEL", "CLIP_VISION", "VAE"]),
     "ExVideoInit": (["model", "num_frames"], ["EXVIDEO"]),
     "ExVideoApply": (["model", "exvideo", "strength", "memory"], ["MODEL"]),
     "ExVideoConditioning": (
@@ -97,6 +97,30 @@ def test_loaders(run, models):
     assert vae.first_stage_model is not None
     with pytest.raises(ExVideoError, match=r"no gone\.safetensors"):
         run("ExVideoLoader", exvideo_name="gone.safetensors")
+
+
+def test_svd_alone_is_svd_as_it_is(run, models, nodes, predict, loaded):
+    (name,) = (i for i in nodes["ExVideoCheckpointLoader"].GET_SCHEMA().inputs if i.id == "exvideo_name")
+    assert name.options[-1] == "none (SVD alone)"
+    model, _, _ = run(
+        "ExVideoCheckpointLoader", ckpt_name="exvideo_tiny_svd.safetensors", exvideo_name="none (SVD alone)"
+    )
+    assert not model.get_additional_models()
+    assert torch.equal(predict(model, 3), predict(loaded[0], 3))
+
+
+def test_the_loader_hands_on_the_memory_it_is_given(run, models, extension, loaded, predict):
+    names = {"ckpt_name": "exvideo_tiny_svd.safetensors", "exvideo_name": "exvideo_tiny_128f.safetensors"}
+    model, _, _ = run("ExVideoCheckpointLoader", **names, memory="low")
+    with pytest.raises(ExVideoError, match="memory"):
+        run("ExVideoCheckpointLoader", **names, memory="none at all")
+    (extended,) = run("ExVideoApply", model=loaded[0], exvideo=extension, memory="low")
+    assert torch.equal(predict(model, 3), predict(extended, 3))
+
+
+def test_svd_alone_asked_for_more_frames_than_it_knows_is_told_in_the_log(loaded, run, condition, caplog):
+    run("ExVideoSampler", model=loaded[0], **condition(26), steps=1)
+    assert "26 frames with SVD alone, which knows 25" in caplog.text
 
 
 def test_conditioning(conditions, loaded, run, picture):
