@@ -1,4 +1,8 @@
-"""Everything that is checked before a change is accepted: lint, types, tests. `HOST=none` leaves out a ComfyUI."""
+"""Everything that is checked before a change is accepted: lint, types, tests. `HOST=none` leaves out a ComfyUI.
+
+All tests run in two processes, a file of them in one, since servers and encoders are waited for much of the time; those
+that take most of the memory run after them. With pytest's own arguments there is one process, as usual.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,10 @@ import subprocess
 import sys
 
 from dev.environment import ROOT, SetupError, ensure
+
+PROCESSES = 2
+QUICK = "not long and not page"
+"""What is neither left to `make parity` nor to `make page`."""
 
 
 def main(pytest_arguments: list[str]) -> int:
@@ -27,17 +35,23 @@ def main(pytest_arguments: list[str]) -> int:
         child.pop("COMFYUI_PATH", None)
         print("HOST=none: the tests that need a ComfyUI are left out.", flush=True)
 
-    steps = (
-        ["-m", "ruff", "check", "."],
-        ["-m", "ruff", "format", "--check", "."],
-        ["-m", "mypy"],
-        # -P keeps the repository's root off sys.path, where our `nodes` would hide the host's module of that name.
-        ["-P", "-m", "pytest", *pytest_arguments],
-    )
+    # -P keeps the repository's root off sys.path, where our `nodes` would hide the host's module of that name.
+    pytest = ["-P", "-m", "pytest"]
+    # A process that waits for a thread without a core spins, so each gets its share of the cores.
+    share = {**child, "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // PROCESSES, 1))}
+    checks = (["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "mypy"])
+    steps = [(check, child) for check in checks]
+    if pytest_arguments:
+        steps += [([*pytest, *pytest_arguments], child)]
+    else:
+        together = ["-n", str(PROCESSES), "--dist", "loadfile", "-m", f"{QUICK} and not alone"]
+        steps += [([*pytest, *together], share)]
+        if with_host:
+            steps += [([*pytest, "-m", f"{QUICK} and alone"], child)]
     first_failure = 0
-    for step in steps:
+    for step, environment in steps:
         print("$ python", *step, flush=True)
-        status = subprocess.run([str(ready.python), *step], cwd=ROOT, env=child).returncode
+        status = subprocess.run([str(ready.python), *step], cwd=ROOT, env=environment).returncode
         first_failure = first_failure or status
     return first_failure
 

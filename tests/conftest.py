@@ -43,6 +43,14 @@ class Parity:
         self.stages.setdefault((stage, bound), {})[case] = error
         assert error <= bound, f"{stage}, {case}: relative error {error:.1e}, bound {bound:.0e}"
 
+    def hand_over(self):
+        """For another process: what its `take_over` takes."""
+        return [[stage, bound, errors] for (stage, bound), errors in self.stages.items()]
+
+    def take_over(self, handed):
+        for stage, bound, errors in handed:
+            self.stages.setdefault((stage, bound), {}).update(errors)
+
     def report(self):
         for (stage, bound), errors in self.stages.items():
             case, worst = max(errors.items(), key=lambda item: item[1])
@@ -55,6 +63,16 @@ PARITY = Parity()
 @pytest.fixture
 def parity():
     return PARITY
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # one of several processes, of which another reports
+        session.config.workeroutput["parity"] = PARITY.hand_over()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    PARITY.take_over(getattr(node, "workeroutput", {}).get("parity", []))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -21,7 +21,7 @@ from dev.inside import svd_model
 IDS, TIMESTEP = (29, 127, 0.02), 0.4
 SEED, STEPS = 3, 5
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 long = pytest.mark.long
 
 
