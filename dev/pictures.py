@@ -1,6 +1,6 @@
 """The pictures of the workflows in the page's template browser: frames of what each makes, by the trained tiny model.
 
-    python -m dev.pictures       writes workflows/*.jpg anew
+    python -m dev.pictures       writes workflows/*.jpg anew, and assets/workflow.png, the first on the page in Chromium
 
 Every workflow begins with another scene that nothing was trained on. There is no tiny model that paints from words, so
 the one from words begins with a scene, too, under what it could have been told.
@@ -22,9 +22,10 @@ from PIL import Image, ImageDraw
 from dev import environment
 from dev.demo import LOADER, TINY_CONDITION, TINY_SAMPLING
 from dev.drawn import WORKFLOWS
-from dev.environment import Environment
+from dev.environment import ROOT, Environment
 from dev.errors import DevError
 from dev.inside import host_path
+from dev.page import Page
 from dev.server import Server
 from dev.tiny.autoencoder import SIDE
 from dev.tiny.data import HELD_OUT
@@ -78,6 +79,13 @@ def main() -> None:
                 video = _made(client, base, name, card)
                 _tiled(video, card.text).save(WORKFLOWS / f"{name}.jpg", quality=85)
                 print(WORKFLOWS / f"{name}.jpg", flush=True)
+            with Page(server.url) as page:
+                _prepare(base, CARDS["image_to_video"])
+                page.drop(WORKFLOWS / "image_to_video.json")
+                page.set(SETTINGS)
+                page.run()
+                page.playing("ExVideoSave")
+                page.shot(ROOT / "assets" / "workflow.png")
     with Image.open(CURVE) as curve:
         side = ACROSS * TILE
         picture = Image.new("RGB", (side, side), "white")
@@ -88,10 +96,7 @@ def main() -> None:
 
 def _made(client: Client, base: Path, name: str, card: Card) -> list[Any]:
     """The frames that a workflow makes of a scene."""
-    what = scene(HELD_OUT + card.scene)
-    pixels = (255 * render(what, 1, SIDE)[0]).round().byte().numpy()
-    Image.fromarray(pixels).save(base / "input" / "scene.png")
-    save_video(render(what, 64, SIDE, fps=15), base / "input" / "scene.mp4", 15, crf=6)
+    _prepare(base, card)
     prompt = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
     prompt = override_api(prompt, {kind: values for kind, values in SETTINGS.items() if _has(prompt, kind)})
     if name == "text_to_long_video":
@@ -104,6 +109,14 @@ def _made(client: Client, base: Path, name: str, card: Card) -> list[Any]:
     reader = imageio_ffmpeg.read_frames(str(path))
     width, height = next(reader)["size"]
     return [Image.frombytes("RGB", (width, height), frame) for frame in reader]
+
+
+def _prepare(base: Path, card: Card) -> None:
+    """Put a scene's first frame and its video where the workflows look for them."""
+    what = scene(HELD_OUT + card.scene)
+    pixels = (255 * render(what, 1, SIDE)[0]).round().byte().numpy()
+    Image.fromarray(pixels).save(base / "input" / "scene.png")
+    save_video(render(what, 64, SIDE, fps=15), base / "input" / "scene.mp4", 15, crf=6)
 
 
 def _has(prompt: Mapping[str, Any], kind: str) -> bool:

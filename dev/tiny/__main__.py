@@ -22,7 +22,7 @@ from dev.environment import ROOT
 from dev.inside import become_host, core
 from dev.tiny.autoencoder import SIDE, Report, train_autoencoder
 from dev.tiny.base import train_base
-from dev.tiny.data import LONG, scenes_seen, write_videos
+from dev.tiny.data import LONG, scenes_seen, videos_of, write_videos
 from dev.tiny.encoder import train_encoder
 from dev.tiny.norms import quick_group_norms
 from dev.tiny.scenes import PACE, QUICK
@@ -126,7 +126,7 @@ def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
 
 def _videos(of: Round) -> Path:
     """A folder with the videos of a round."""
-    folder = FOLDER / f"videos, pace {of.pace}"
+    folder = videos_of(FOLDER, of.pace)
     write_videos(folder, of.scenes, of.pace)
     return folder
 

@@ -21,6 +21,11 @@ HELD_OUT = 1_000_000
 """Number of the first scene that nothing is trained on."""
 
 
+def videos_of(folder: Path, pace: float) -> Path:
+    """The place of the videos of a pace."""
+    return folder / f"videos, pace {pace}"
+
+
 def write_videos(folder: Path, count: int, pace: float) -> None:
     """Scenes of a pace as anybody's videos would be: files."""
     export, files = core("export"), core("files")
