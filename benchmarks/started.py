@@ -18,10 +18,10 @@ from pathlib import Path
 
 from dev.environment import ROOT, Environment
 from dev.inside import host_path
+from dev.models import under_real_names
 from dev.page import CHROMIUM, Page
 from dev.server import Server
-from dev.sheets import MODELS
-from exvideo_core.tiny import CHECKPOINT, EXTENSION, write_tiny_model
+from exvideo_core.tiny import write_tiny_model
 
 TURNS = 5
 PROGRAM = """
@@ -96,8 +96,7 @@ def _queued(base: Path) -> list[float]:
     """From the drop to the event that says that it is running; the driver's wait for dialogs is in it."""
     models, seconds = base / "models", []
     write_tiny_model(models)
-    for name, (_, folder) in MODELS.items():
-        shutil.copyfile(models / (EXTENSION if folder == "exvideo" else CHECKPOINT), models / folder / name)
+    under_real_names(models)
     shutil.copyfile(ROOT / "assets" / "photo.jpg", base / "input" / "photo.jpg")
     small = {"ExVideoConditioning": {"width": 64, "height": 64, "num_frames": 2}, "ExVideoSampler": {"steps": 1}}
     with _server(base, ROOT) as server, Page(server.url) as page:

@@ -1,6 +1,8 @@
 """The pictures of the workflows in the page's template browser: frames of what each makes, by the trained tiny model.
 
-    python -m dev.pictures       writes workflows/*.jpg anew, and assets/workflow.png, the first on the page in Chromium
+    python -m dev.pictures [NAME …]
+
+writes workflows/*.jpg anew, all or those named, and assets/workflow.png, the first of them on the page in Chromium.
 
 Every workflow begins with another scene that nothing was trained on. There is no tiny model that paints from words, so
 the one from words begins with a scene, too, under what it could have been told.
@@ -11,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +22,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dev import environment
-from dev.demo import LOADER, TINY_CONDITION, TINY_SAMPLING
+from dev.demo import TINY_CONDITION, TINY_SAMPLING
 from dev.drawn import WORKFLOWS
 from dev.environment import ROOT, Environment
 from dev.errors import DevError
 from dev.inside import host_path
+from dev.models import under_real_names
 from dev.page import Page
 from dev.server import Server
 from dev.tiny.autoencoder import SIDE
@@ -34,14 +37,12 @@ from dev.tiny.trained import KEPT, write_trained_model
 from dev.workflow import override_api
 from exvideo_core.batch.client import Client, outputs
 from exvideo_core.export import save_video
-from exvideo_core.tiny import CHECKPOINT, EXTENSION
 
 TILE, ACROSS = 160, 3
 CURVE = KEPT / "extension.png"
 """What post-tuning shows."""
 _SMALL = {"width": SIDE, "height": SIDE}
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    LOADER: {"ckpt_name": Path(CHECKPOINT).name, "exvideo_name": Path(EXTENSION).name},
     "ExVideoConditioning": {**_SMALL, **TINY_CONDITION},
     "ExVideoSampler": TINY_SAMPLING,
     "ExVideoLongSampler": {**_SMALL, **TINY_CONDITION, **TINY_SAMPLING},
@@ -64,18 +65,21 @@ CARDS = {
     "perfect_loop": Card(2),
     "two_pass_upscale": Card(14),
     "interpolate_video": Card(9),
-    "text_to_long_video": Card(1, "“a triangle goes round”"),
+    "text_to_long_video": Card(1, "“a disc moves on”"),
 }
 
 
-def main() -> None:
+def main(names: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         write_trained_model(base / "models")
+        under_real_names(base / "models")
         (base / "input").mkdir()
         host = Environment(Path(sys.executable), host_path())
         with Server(host, base, cpu=True) as server, Client(server.url, server.alive) as client:
             for name, card in CARDS.items():
+                if names and name not in names:
+                    continue
                 video = _made(client, base, name, card)
                 _tiled(video, card.text).save(WORKFLOWS / f"{name}.jpg", quality=85)
                 print(WORKFLOWS / f"{name}.jpg", flush=True)
@@ -145,6 +149,6 @@ def _tiled(frames: list[Any], text: str) -> Image.Image:
 if __name__ == "__main__":
     try:
         environment.ensure()
-        main()
+        main(sys.argv[1:])
     except DevError as error:
         sys.exit(str(error))

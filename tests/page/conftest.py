@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from dev.environment import ROOT, Environment
+from dev.models import under_real_names
 from dev.page import Page
 from dev.server import Server
-from dev.sheets import MODELS
 from exvideo_core.export import save_video
-from exvideo_core.tiny import CHECKPOINT, EXTENSION, write_tiny_model
+from exvideo_core.tiny import write_tiny_model
 
-SVD, EXVIDEO, PAINTER = MODELS
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 HOST = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".host" / "ComfyUI")
 
@@ -26,10 +25,9 @@ def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
     models = base / "models"
     write_tiny_model(models)
-    for name in (SVD, EXVIDEO):
-        shutil.copyfile(models / (EXTENSION if name == EXVIDEO else CHECKPOINT), models / MODELS[name][1] / name)
+    under_real_names(models)
     # In a process of its own: it takes a ComfyUI to write.
-    painter = models / MODELS[PAINTER][1] / PAINTER
+    painter = models / "checkpoints" / "sd_xl_base_1.0.safetensors"
     subprocess.run([sys.executable, "-P", "-m", "dev.painter", str(painter)], cwd=ROOT, env=ENV, check=True)
     videos = base / "input" / "videos"
     videos.mkdir(parents=True)
