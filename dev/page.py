@@ -195,6 +195,34 @@ class Page:
         text.locator("table").first.wait_for()
         return text.inner_text()
 
+    def help_pictures(self) -> list[bool]:
+        """Of each picture in the help that is open, whether it is shown."""
+        pictures = self.tab.locator(".node-help-content img")
+        return list(
+            pictures.evaluate_all(
+                "all => Promise.all(all.map(img => img.decode().then(() => img.naturalWidth > 0, () => false)))"
+            )
+        )
+
+    def face(self, kind: str, path: Path) -> None:
+        """A picture of a node of a type, alone, as it comes from the menu."""
+        clip = self.tab.evaluate(
+            """kind => {
+                const {canvas, graph} = window.app, node = window.LiteGraph.createNode(kind);
+                graph.clear();
+                graph.add(node);
+                [canvas.ds.scale, canvas.ds.offset] = [1, [400, 200]];
+                canvas.setDirty(true, true);
+                const {x, y} = canvas.canvas.getBoundingClientRect(), title = window.LiteGraph.NODE_TITLE_HEIGHT;
+                const [left, top, width, height] = [...node.pos, ...node.size];
+                return {x: x + left + 396, y: y + top + 196 - title, width: width + 8, height: height + title + 8};
+            }""",
+            kind,
+        )
+        self.tab.wait_for_timeout(700)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.tab.screenshot(path=path, clip=clip)
+
     def shot(self, path: Path, whole: bool = True) -> None:
         """A picture of the page, with the whole graph in view."""
         if whole:

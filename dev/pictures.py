@@ -1,8 +1,9 @@
-"""The pictures of the workflows in the page's template browser: frames of what each makes, by the trained tiny model.
+"""Pictures for people: of the workflows in the page's template browser, of the nodes in their help, for the README.
 
     python -m dev.pictures [NAME …]
 
-writes workflows/*.jpg anew, all or those named, and assets/workflow.png, the first of them on the page in Chromium.
+writes workflows/*.jpg anew, all or those named: frames of what each workflow makes, by the trained tiny model. Then, of
+the page in Chromium, assets/workflow.png, assets/help.png and every node's web/docs/<node>/node.png.
 
 Every workflow begins with another scene that nothing was trained on. There is no tiny model that paints from words, so
 the one from words begins with a scene, too, under what it could have been told.
@@ -29,6 +30,7 @@ from dev.errors import DevError
 from dev.inside import host_path
 from dev.models import under_real_names
 from dev.page import Page
+from dev.schemas import Source
 from dev.server import Server
 from dev.tiny.autoencoder import SIDE
 from dev.tiny.data import HELD_OUT
@@ -38,6 +40,7 @@ from dev.workflow import override_api
 from exvideo_core.batch.client import Client, outputs
 from exvideo_core.export import save_video
 
+ASSETS, HELP = ROOT / "assets", ROOT / "web" / "docs"
 TILE, ACROSS = 160, 3
 CURVE = KEPT / "extension.png"
 """What post-tuning shows."""
@@ -85,17 +88,26 @@ def main(names: Sequence[str]) -> None:
                 print(WORKFLOWS / f"{name}.jpg", flush=True)
             with Page(server.url) as page:
                 _prepare(base, CARDS["image_to_video"])
-                page.drop(WORKFLOWS / "image_to_video.json")
-                page.set(SETTINGS)
-                page.run()
-                page.playing("ExVideoSave")
-                page.shot(ROOT / "assets" / "workflow.png")
+                _of_page(page)
     with Image.open(CURVE) as curve:
         side = ACROSS * TILE
         picture = Image.new("RGB", (side, side), "white")
         curve.thumbnail((side, side))
         picture.paste(curve, (0, (side - curve.height) // 2))
         picture.save(WORKFLOWS / "post_tuning.jpg", quality=85)
+
+
+def _of_page(page: Page) -> None:
+    page.drop(WORKFLOWS / "image_to_video.json")
+    page.set(SETTINGS)
+    page.run()
+    page.playing("ExVideoSave")
+    page.shot(ASSETS / "workflow.png")
+    page.help("ExVideoSampler")
+    page.shot(ASSETS / "help.png", whole=False)
+    page.reload()
+    for node in Source().nodes:
+        page.face(node.id, HELP / node.id / "node.png")
 
 
 def _made(client: Client, base: Path, name: str, card: Card) -> list[Any]:

@@ -50,7 +50,7 @@ class Recipe(NamedTuple):
     base: tuple[int, float] = (2400, 1e-3)
     rounds: Sequence[Round] = (Round(QUICK, 320), Round(QUICK, 640), Round(PACE, 480))
     """Of the base, which takes longest: each goes on from the one before. The extension learns from the last's."""
-    extension: Sequence[tuple[int, float]] = ((1600, 1e-3), (500, 2e-4))
+    extension: Sequence[tuple[int, float]] = ((4000, 1e-3), (600, 2e-4))
     """Post-tuned twice, the second time slower."""
 
 

@@ -85,6 +85,14 @@ def test_help_lists_the_outputs_of_the_node(node: Node, page: Path) -> None:
     assert len(found) == 1 + bool(node.inputs) + bool(node.outputs) + (node.id == "ExVideoSave")
 
 
+@pytest.mark.parametrize(("node", "page"), PAGES)
+def test_help_shows_the_node(node: Node, page: Path) -> None:
+    # The page looks for pictures from web/docs on, wherever the help that shows them lies.
+    (picture,) = re.findall(r"!\[.+?\]\((.+?)\)", page.read_text(encoding="utf-8"))
+    assert picture == f"{node.id}/node.png"
+    assert (HELP / picture).read_bytes().startswith(b"\x89PNG")
+
+
 def test_help_lists_the_formats() -> None:
     for name in ("ExVideoSave.md", "ExVideoSave/zh.md"):
         assert [_code(row[0]) for row in tables(HELP / name)[1]] == list(FORMATS)

@@ -117,8 +117,10 @@ def test_help_opens_in_the_language_of_the_page(server, locale, told):
     with Page(server.url, locale) as page:
         page.drop(WORKFLOWS / "image_to_video.json")
         text = page.help("ExVideoSampler")
+        pictures = page.help_pictures()
         page.shot(SHOTS / f"help_{locale}.png", whole=False)
     assert told in text
+    assert pictures == [True]
 
 
 def test_the_page_is_given_chinese_names(server):
