@@ -6,6 +6,7 @@ import atexit
 import base64
 import json
 import mimetypes
+import os
 import shutil
 import time
 import urllib.request
@@ -21,6 +22,8 @@ from dev.errors import DevError
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
+FRONTEND = os.environ.get("FRONTEND", "")
+"""The folder `static` of a comfyui_frontend_package, in the place of the page that the host comes with."""
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False}
 """Of somebody who has been here before: no tour, no map over the nodes."""
@@ -128,6 +131,15 @@ class Page:
             }"""
         )
         return [tuple(pair) for pair in found]
+
+    def names(self) -> dict[str, list[str]]:
+        """Of each node by its type: what its title says, and the names of its inputs, as they are shown."""
+        return dict(
+            self.tab.evaluate(
+                """() => Object.fromEntries(window.app.graph._nodes.map(node => [node.type, [node.title,
+                    ...(node.inputs ?? []).map(input => input.label || input.localized_name || input.name)]]))"""
+            )
+        )
 
     def set(self, values: Mapping[str, Mapping[str, Any]]) -> None:
         """Set widgets, by the type of their node."""

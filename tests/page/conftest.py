@@ -11,7 +11,7 @@ import torch
 
 from dev.environment import ROOT, Environment
 from dev.models import under_real_names
-from dev.page import Page
+from dev.page import FRONTEND, Page
 from dev.server import Server
 from exvideo_core.export import save_video
 from exvideo_core.tiny import write_tiny_model
@@ -35,7 +35,8 @@ def server(tmp_path_factory):
     for path in (base / "input" / "video.mp4", videos / "1.mp4", videos / "2.mp4"):
         start = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(len(path.parts)))
         save_video(torch.cat([start.roll(i, 2) for i in range(12)]), path, 30)
-    with Server(Environment(Path(sys.executable), HOST), base, cpu=True) as running:
+    page = ("--front-end-root", FRONTEND) if FRONTEND else ()
+    with Server(Environment(Path(sys.executable), HOST), base, cpu=True, extra_args=page) as running:
         yield running
 
 

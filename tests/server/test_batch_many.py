@@ -38,7 +38,6 @@ def all_made_once(said, output):
 
 @pytest.mark.slow
 def test_a_server_and_a_worker_are_lost(server, start_server, pictures, tmp_path):
-    pytest.importorskip("ray")
     output = tmp_path / "videos"
     with start_server() as other:
         process = start(pictures, url=[server.url, other.url], output=output, **LONG)
@@ -55,7 +54,6 @@ def test_a_server_and_a_worker_are_lost(server, start_server, pictures, tmp_path
 
 @pytest.mark.slow
 def test_ctrl_c_stops_every_server(server, start_server, pictures, tmp_path):
-    pytest.importorskip("ray")
     output = tmp_path / "videos"
     with start_server() as other:
         both = [server, other]
