@@ -109,7 +109,12 @@ class Page:
         self.tab.wait_for_timeout(700)  # dialogs come a moment later
 
     def dialogs(self) -> list[str]:
-        """What the dialogs say that are open."""
+        """What the dialogs say that are open. Newer pages list issues in their place: then all that the page says."""
+        details = self.tab.get_by_role("button", name="View details")
+        if details.count():
+            details.first.click()
+            self.tab.wait_for_timeout(700)
+            return [str(self.tab.evaluate("() => document.body.innerText"))]
         return list(self.tab.evaluate("() => [...document.querySelectorAll('[role=dialog]')].map(d => d.innerText)"))
 
     def graph(self) -> dict[str, Any]:
