@@ -20,7 +20,7 @@ from dev.tiny.base import FRAMES
 from dev.tiny.data import HELD_OUT, LONG
 from dev.tiny.quality import quality
 from dev.tiny.reproduce import MODELS
-from dev.tiny.scenes import Scene, scene
+from dev.tiny.scenes import Scene, render, scene
 from dev.tiny.ways import Studio
 from exvideo_core.flow import Flow, library_flow
 from exvideo_core.plan import chain_segments
@@ -54,11 +54,12 @@ def main() -> None:
     scenes = [scene(HELD_OUT + number) for number in range(arguments.scenes)]
     ways = _ways(Studio(MODELS), arguments.frames)
     parts = range(0, arguments.frames, LONG)
-    print("PSNR in dB and error of place in % of a side, by frames from … on; growth of that error a segment of 128.")
+    print("PSNR in dB and error of place in % of a side, by frames from … on; growth of that error a segment of 128;")
+    print("how far the mean colour of the last 128 frames is from the right one's, of 255.")
     print("At joins, of the change there by that which 5 % of the other frames exceed (≤ 1 is not seen), the mean and")
     print("how many are not seen: difference from the frame before, turn of the motion, step of brightness.")
     cells = ["way", *(f"{what}, {part}" for what in ("PSNR", "place") for part in parts)]
-    cells += ["growth", "difference", "motion", "brightness"]
+    cells += ["growth", "colour", "difference", "motion", "brightness"]
     print("| " + " | ".join(cells) + " |\n|" + "---|" * len(cells), flush=True)
     flow = library_flow()
     for name, way in ways.items():
@@ -70,6 +71,7 @@ def main() -> None:
             row += [f"{float(mean[part : part + LONG].mean()):.1f}" for part in parts]
         places = 100 * torch.stack([each.place for each in found]).mean(0)
         row.append(f"{growth(places):.1f}")
+        row.append(f"{sum(map(off_colour, videos, scenes)) / len(scenes):.1f}")
         seen = [changes(video, flow) for video in videos]
         for kind in Changes._fields:
             ratios = torch.cat([against_others(getattr(each, kind), way.joins) for each in seen])
@@ -77,6 +79,12 @@ def main() -> None:
                 f"{float(ratios.mean()):.2f}, {int((ratios <= 1).sum())} of {len(ratios)}" if len(ratios) else "–"
             )
         print("| " + " | ".join(row) + " |", flush=True)
+
+
+def off_colour(video: torch.Tensor, what: Scene) -> float:
+    """The mean difference of red, green and blue, each the mean of a frame, in the last `LONG` frames; of 255."""
+    right = render(what, len(video), video.shape[1])
+    return 255 * float((video - right)[-LONG:].mean((1, 2)).abs().mean())
 
 
 def changes(video: torch.Tensor, flow: Flow) -> Changes:
@@ -106,11 +114,12 @@ def growth(errors: torch.Tensor) -> float:
 
 
 def _ways(studio: Studio, frames: int) -> dict[str, Way]:
-    def chain(overlap: int) -> Way:
+    def chain(overlap: int, **settings: bool) -> Way:
         joins = [segment.new.start for segment in chain_segments(frames, LONG, overlap, 0)[1:]]
-        return Way(lambda what: studio.long(what, SIDE, frames, mode="chain", overlap=overlap), joins)
+        return Way(lambda what: studio.long(what, SIDE, frames, mode="chain", overlap=overlap, **settings), joins)
 
     ways = {f"chain, overlap {overlap}": chain(overlap) for overlap in OVERLAPS}
+    ways["chain, overlap 16, colours of the first"] = chain(16, match_first=True)
     # Its windows lie elsewhere at each step, so it has no joins.
     ways["windows, overlap 16"] = Way(lambda what: studio.long(what, SIDE, frames, mode="windows", overlap=16), [])
     ways["base, from last frame to last frame"] = Way(
