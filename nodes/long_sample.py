@@ -278,7 +278,8 @@ def _in_a_chain(
             latent["noise_mask"] = torch.ones(len(begin), 1, *begin.shape[2:])
             latent["noise_mask"][: segment.pinned] = 0
         callback = progress(job.steps * segment.number)
-        return job.sample(conditions, latent, segment.seed, segment.frames.start, callback=callback)
+        pinned = segment.pinned
+        return job.sample(conditions, latent, segment.seed, segment.frames.start, callback=callback, pinned=pinned)
 
     def first_frame(latents: torch.Tensor, frame: int) -> torch.Tensor:
         begin = max(frame - _NEIGHBOURS, 0)

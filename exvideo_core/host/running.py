@@ -14,6 +14,7 @@ import latent_preview
 import torch
 
 from ..extension import TRAINED_FRAMES
+from ..sampling import go_on
 from .files import progress
 from .patch import KEY
 
@@ -76,6 +77,13 @@ def _kept_euler(steps: StepStore) -> Callable[..., torch.Tensor]:
     return sample
 
 
+def _going_on(model: Any, latents: torch.Tensor, pinned: int) -> Any:
+    last = model.model.process_latent_in(latents[pinned - 1 : pinned])
+    model = model.clone()
+    model.set_model_sampler_post_cfg_function(lambda args: go_on(args["denoised"], last.to(args["denoised"]), pinned))
+    return model
+
+
 def sample_euler(
     model: Any,
     positive: Any,
@@ -88,6 +96,7 @@ def sample_euler(
     seed: int,
     callback: Callable[..., None] | None = None,
     steps: StepStore | None = None,
+    pinned: int = 0,
 ) -> torch.Tensor:
     """The host's Euler sampler over our noise levels, with the host's previews, masks, offloading and interrupts.
 
@@ -96,6 +105,7 @@ def sample_euler(
         guidance: takes the place of plain guidance by `cfg`.
         callback: told of each step; by default it shows progress and previews at the node.
         steps: where each step is kept as it begins, and from which to go on.
+        pinned: frames at the beginning that are pinned and from which the others go on, see `sampling.go_on`.
 
     Returns:
         Latents of the shape of `noise`, on the host's intermediate device.
@@ -111,6 +121,8 @@ def sample_euler(
         model = model.clone()
         # With a cfg of 1 the host would skip the unconditional pass, which the guidance of other frames needs.
         model.set_model_sampler_cfg_function(guidance, disable_cfg1_optimization=True)
+    if pinned:
+        model = _going_on(model, latent["samples"], pinned)
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)

@@ -14,7 +14,7 @@ from exvideo_pack.exvideo_core.tiny import CHECKPOINT
 
 from dev.tiny.autoencoder import SIDE
 from dev.tiny.base import FRAMES
-from dev.tiny.data import FPS, HELD_OUT
+from dev.tiny.data import FPS, HELD_OUT, LONG
 from dev.tiny.norms import quick_group_norms
 from dev.tiny.quality import quality
 from dev.tiny.scenes import render, scene
@@ -44,6 +44,16 @@ def test_the_extension_goes_on_where_the_base_is_lost(studio):
     assert float(ours.psnr[FRAMES:].mean()) > 22
     assert float((ours.psnr - theirs.psnr)[FRAMES:].mean()) > 3
     assert float(ours.place[FRAMES:].mean()) < 0.05 < float(theirs.place[FRAMES:].mean())
+
+
+def test_no_join_is_seen_in_a_chain(studio):
+    """Where a segment goes on, no more changes than all but 5 % of the other frames do anyway."""
+    video = studio.long(WHAT, SIDE, LONG + 16, mode="chain", overlap=16)
+    steps = video.diff(dim=0).abs().mean((1, 2, 3))[1:]
+    join = LONG - 2
+    others = torch.cat([steps[:join], steps[join + 1 :]])
+    print(f"\nchange at the join {steps[join]:.4f}, exceeded by 5 % of the others {others.quantile(0.95):.4f}")
+    assert steps[join] <= others.quantile(0.95)
 
 
 class OneClip:
