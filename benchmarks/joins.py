@@ -50,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.joins")
     parser.add_argument("--frames", type=int, default=4 * LONG)
     parser.add_argument("--scenes", type=int, default=3, help="held-out scenes")
+    parser.add_argument("--ways", nargs="+", default=[""], metavar="PART", help="only those with this in their names")
     arguments = parser.parse_args()
     scenes = [scene(HELD_OUT + number) for number in range(arguments.scenes)]
     ways = _ways(Studio(MODELS), arguments.frames)
@@ -63,6 +64,8 @@ def main() -> None:
     print("| " + " | ".join(cells) + " |\n|" + "---|" * len(cells), flush=True)
     flow = library_flow()
     for name, way in ways.items():
+        if not any(part in name for part in arguments.ways):
+            continue
         videos = [way.make(what) for what in scenes]
         found = [quality(video, what) for video, what in zip(videos, scenes, strict=True)]
         row = [name]
