@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dev.errors import DevError
+from dev.sheets import MODELS
 
 TINY_PREFIX = "exvideo_tiny"
 TINY_CHECKPOINT = f"{TINY_PREFIX}_svd.safetensors"
 TINY_EXTENSION = f"{TINY_PREFIX}_128f.safetensors"
+REAL_CHECKPOINT, REAL_EXTENSION, PAINTER = MODELS
 MODEL_SUFFIX = ".safetensors"  # the only kind the pack reads
 
 
@@ -71,5 +73,6 @@ def _is_real(name: str) -> bool:
 
 def under_real_names(models: Path) -> None:
     """Put the tiny files of a models folder, also, where the shipped workflows look for the real ones."""
-    shutil.copyfile(models / "checkpoints" / TINY_CHECKPOINT, models / "checkpoints" / "svd_xt.safetensors")
-    shutil.copyfile(models / "exvideo" / TINY_EXTENSION, models / "exvideo" / "model.fp16.safetensors")
+    for tiny, real in ((TINY_CHECKPOINT, REAL_CHECKPOINT), (TINY_EXTENSION, REAL_EXTENSION)):
+        folder = models / MODELS[real][1]
+        shutil.copyfile(folder / tiny, folder / real)

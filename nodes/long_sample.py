@@ -273,13 +273,8 @@ def _in_a_chain(
     def sample(segment: Segment, picture: torch.Tensor | None, begin: torch.Tensor) -> torch.Tensor:
         first = job.image if picture is None else picture
         conditions = job.condition(first, len(begin), job.image if from_picture else None)
-        latent: dict[str, Any] = {"samples": begin}
-        if segment.pinned:
-            latent["noise_mask"] = torch.ones(len(begin), 1, *begin.shape[2:])
-            latent["noise_mask"][: segment.pinned] = 0
-        callback = progress(job.steps * segment.number)
-        pinned = segment.pinned
-        return job.sample(conditions, latent, segment.seed, segment.frames.start, callback=callback, pinned=pinned)
+        how = {"callback": progress(job.steps * segment.number), "pinned": segment.pinned}
+        return job.sample(conditions, {"samples": begin}, segment.seed, segment.frames.start, **how)
 
     def first_frame(latents: torch.Tensor, frame: int) -> torch.Tensor:
         begin = max(frame - _NEIGHBOURS, 0)

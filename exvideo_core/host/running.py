@@ -78,6 +78,7 @@ def _kept_euler(steps: StepStore) -> Callable[..., torch.Tensor]:
 
 
 def _going_on(model: Any, latents: torch.Tensor, pinned: int) -> Any:
+    """A model whose new frames go on from the last of those pinned."""
     last = model.model.process_latent_in(latents[pinned - 1 : pinned])
     model = model.clone()
     model.set_model_sampler_post_cfg_function(lambda args: go_on(args["denoised"], last.to(args["denoised"]), pinned))
@@ -105,7 +106,8 @@ def sample_euler(
         guidance: takes the place of plain guidance by `cfg`.
         callback: told of each step; by default it shows progress and previews at the node.
         steps: where each step is kept as it begins, and from which to go on.
-        pinned: frames at the beginning that are pinned and from which the others go on, see `sampling.go_on`.
+        pinned: frames to pin at the beginning, in the place of a `noise_mask`; the others go on from them, see
+            `sampling.go_on`.
 
     Returns:
         Latents of the shape of `noise`, on the host's intermediate device.
@@ -121,8 +123,11 @@ def sample_euler(
         model = model.clone()
         # With a cfg of 1 the host would skip the unconditional pass, which the guidance of other frames needs.
         model.set_model_sampler_cfg_function(guidance, disable_cfg1_optimization=True)
+    mask = latent.get("noise_mask")
     if pinned:
         model = _going_on(model, latent["samples"], pinned)
+        mask = torch.ones(len(noise), 1, *noise.shape[2:])
+        mask[:pinned] = 0
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
@@ -131,7 +136,7 @@ def sample_euler(
         latent["samples"],
         comfy.samplers.sampler_object("euler") if steps is None else comfy.samplers.KSAMPLER(_kept_euler(steps)),
         sigmas,
-        denoise_mask=latent.get("noise_mask"),
+        denoise_mask=mask,
         callback=callback or latent_preview.prepare_callback(model, len(sigmas) - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from dev.environment import ROOT, Environment
-from dev.models import under_real_names
+from dev.models import PAINTER, under_real_names
 from dev.page import FRONTEND, Page
 from dev.server import Server
+from dev.sheets import MODELS
 from exvideo_core.export import save_video
 from exvideo_core.tiny import write_tiny_model
 
@@ -27,7 +28,7 @@ def server(tmp_path_factory):
     write_tiny_model(models)
     under_real_names(models)
     # In a process of its own: it takes a ComfyUI to write.
-    painter = models / "checkpoints" / "sd_xl_base_1.0.safetensors"
+    painter = models / MODELS[PAINTER][1] / PAINTER
     subprocess.run([sys.executable, "-P", "-m", "dev.painter", str(painter)], cwd=ROOT, env=ENV, check=True)
     videos = base / "input" / "videos"
     videos.mkdir(parents=True)
