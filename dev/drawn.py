@@ -2,7 +2,8 @@
 
     python -m dev.drawn       writes workflows/*.json anew; it starts a ComfyUI to ask it for its nodes
 
-Nodes stand in groups from left to right; a link that passes over a group goes through a lane below all nodes.
+Nodes stand in groups from left to right; a link that passes a group goes through a lane below all nodes. Groups of
+nodes without inputs stand low, and links go over them.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ EXTRA = {
 MARGIN, GAP, HEAD = 20, 90, 70
 """Of a group around its nodes; between groups; above the nodes of a group."""
 LANE = 26
+OVER = 100
+"""Room for other links over a group."""
 COLOUR = "#3f789e"
 
 
@@ -56,7 +59,12 @@ def draw(name: str, graph: Mapping[str, Any], sheet: Sheet, object_info: Mapping
     places, right = _placed(sheet, by_id, [(heads.index(link.source), heads.index(link.target)) for link in straight])
     bottom = max(places[node.id][1] + node.height for node in nodes)
     column = {node_id: at for at, (_, ids) in enumerate(sheet.groups) for node_id in ids}
-    passing = [link for link in links if column[link.target] - column[link.source] > 1 and link not in straight]
+    stop = [at for at, (_, ids) in enumerate(sheet.groups) if any(by_id[node_id].sockets for node_id in ids)]
+    passing = [
+        link
+        for link in links
+        if link not in straight and any(column[link.source] < at < column[link.target] for at in stop)
+    ]
     reroutes, extensions = _lanes(sorted(passing, key=lambda link: places[link.source][1]), column, right, bottom)
     height = bottom + LANE * (len(passing) + 1) + MARGIN
     note = {
@@ -162,14 +170,15 @@ def _links(graph: Mapping[str, Any], nodes: Mapping[str, _Node]) -> list[_Link]:
 def _placed(
     sheet: Sheet, nodes: Mapping[str, _Node], straight: list[tuple[int, int]]
 ) -> tuple[dict[str, tuple[int, int]], list[int]]:
-    """Where each node stands, and the right edge of each group's nodes; `straight` links go from group to group."""
+    """Where each node stands, and the right edge of each group's nodes; `straight` links go over groups, under each
+    other."""
     places: dict[str, tuple[int, int]] = {}
     right = []
     for at, (_, ids) in enumerate(sheet.groups):
         x = at * (NODE_WIDTH + 2 * MARGIN + GAP) + MARGIN
-        y = HEAD
-        if any(source < at < target for source, target in straight):
-            y += 60  # it goes over this group
+        y = HEAD + 60 * sum(source < at < target for source, target in straight)
+        if at and not any(nodes[node_id].sockets for node_id in ids):
+            y += OVER
         for node_id in ids:
             places[node_id] = (x, y)
             y += nodes[node_id].height + TITLE + 20

@@ -37,27 +37,35 @@ SHEETS = {
         "Turns one picture into a video of 128 frames at 30 frames a second, with Stable Video Diffusion (SVD) "
         f"extended by ExVideo.{_FILES}\n\nChoose your picture in Load Image and both files in Load SVD + ExVideo, "
         "then run; the MP4 appears in the last node and in `output/video`.",
-        [("Load", ["2", "1"]), ("Condition", ["3"]), ("Sample", ["4"]), ("Decode", ["5"]), ("Save", ["6"])],
+        [
+            ("Load", ["2"]),
+            ("Picture", ["1"]),
+            ("Condition", ["3"]),
+            ("Sample", ["4"]),
+            ("Decode", ["5"]),
+            ("Save", ["6"]),
+        ],
     ),
     "long_video": Sheet(
         "Turns one picture into a video of any length: segments of 128 frames, each going on from the last frames of "
         f"the one before. Memory does not grow with length.{_FILES}\n\nSet `total_frames`. What is finished is kept "
         "under `checkpoint_name`: after a crash or a cancel, queue it again and it goes on. For another video choose "
         "another name, or none.",
-        [("Load", ["2", "1"]), ("Sample", ["3"]), ("Render", ["4"])],
+        [("Load", ["2"]), ("Picture", ["1"]), ("Sample", ["3"]), ("Render", ["4"])],
     ),
     "perfect_loop": Sheet(
         "Makes a video whose last frame flows into its first. All frames are sampled together, in overlapping windows "
         f"that go round.{_FILES}\n\n`loop` is set twice: in the sampler, and in the rendering, so that decoding and "
         "interpolation close the circle, too.",
-        [("Load", ["2", "1"]), ("Sample", ["3"]), ("Render", ["4"])],
+        [("Load", ["2"]), ("Picture", ["1"]), ("Sample", ["3"]), ("Render", ["4"])],
     ),
     "two_pass_upscale": Sheet(
         "The authors' way to 1024×1024: a video at 512×512 first, then its frames, enlarged, are noised half-way and "
         f"sampled again with the larger size.{_FILES}\n\nBeyond 128 frames, take ExVideo Long Sampler for both passes: "
         "it has the same inputs `init_video` and `denoise`.",
         [
-            ("Load", ["2", "1"]),
+            ("Load", ["2"]),
+            ("Picture", ["1"]),
             ("First pass", ["3"]),
             ("Sample", ["4"]),
             ("Decode", ["5"]),
@@ -83,7 +91,7 @@ SHEETS = {
         f"memory.{_FILES}\n\n`memory` low works through the model in small chunks. Rendering a few "
         "frames at a time keeps the video out of memory, and the latents are saved first, so that a full disk costs "
         "no sampling.",
-        [("Load", ["2", "1"]), ("Condition", ["3"]), ("Sample", ["4"]), ("Render", ["5"])],
+        [("Load", ["2"]), ("Picture", ["1"]), ("Condition", ["3"]), ("Sample", ["4"]), ("Render", ["5"])],
     ),
     "interpolate_video": Sheet(
         "Makes any video smoother: new frames between its own, and as many times the frames a second. Its sound "

@@ -22,7 +22,7 @@ from dev.environment import ROOT
 from dev.inside import become_host, core
 from dev.tiny.autoencoder import SIDE, Report, train_autoencoder
 from dev.tiny.base import train_base
-from dev.tiny.data import LONG, scenes_seen, videos_of, write_videos
+from dev.tiny.data import LONG, encoded, scenes_seen, videos_of, write_videos
 from dev.tiny.encoder import train_encoder
 from dev.tiny.norms import quick_group_norms
 from dev.tiny.scenes import PACE, QUICK
@@ -36,10 +36,19 @@ _NOTES = {"license": "GPL-3.0-or-later", "made by": "make train-tiny"}
 
 
 class Round(NamedTuple):
-    """Of the base's training: the pace of its scenes, and how many there are."""
+    """What a round of training learns from: the pace of its scenes, how many there are, and the number of the first."""
 
     pace: float
     scenes: int
+    first: int = 0
+
+
+class Tuning(NamedTuple):
+    """A round of post-tuning."""
+
+    steps: int
+    learning_rate: float
+    learns_from: Round
 
 
 class Recipe(NamedTuple):
@@ -49,9 +58,13 @@ class Recipe(NamedTuple):
     encoder: tuple[int, float] = (600, 1e-3)
     base: tuple[int, float] = (2400, 1e-3)
     rounds: Sequence[Round] = (Round(QUICK, 320), Round(QUICK, 640), Round(PACE, 480))
-    """Of the base, which takes longest: each goes on from the one before. The extension learns from the last's."""
-    extension: Sequence[tuple[int, float]] = ((4000, 1e-3), (600, 2e-4))
-    """Post-tuned twice, the second time slower."""
+    """Of the base, which takes longest: each goes on from the one before."""
+    extension: Sequence[Tuning] = (
+        Tuning(4000, 1e-3, Round(PACE, 480)),
+        Tuning(2600, 7e-4, Round(PACE, 1000, 480)),
+        Tuning(900, 2e-4, Round(PACE, 1000, 480)),
+    )
+    """Each goes on from the one before. On 480 scenes alone the loss falls on, and videos of others grow no better."""
 
 
 def main() -> None:
@@ -90,19 +103,18 @@ def _base(
     """A round of the base's training, on scenes encoded by the parts that are trained already."""
     build, prefix = core("host.checkpoint"), core("svd").UNET_PREFIX
     parts = (make(dict(checkpoint), layout) for make in (build.narrow_clip_vision, build.narrow_vae))
-    pace, videos = recipe.rounds[turn].pace, _videos(recipe.rounds[turn])
-    scenes = list(scenes_seen(videos, pace, CACHE, *parts))
+    of = recipe.rounds[turn]
+    scenes = list(scenes_seen(_videos(of), of.pace, of.first, CACHE, *parts))
     unet = {key: tensor for key, tensor in checkpoint.items() if key.startswith(prefix)}
     return train_base(unet, scenes, *recipe.base, turn, report)
 
 
 def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
-    """Post-tune, as anybody would, on the same scenes."""
+    """Post-tune, as anybody would."""
     extension, host, training = core("extension"), core("host"), core("post_tuning.training")
     checkpoint = FOLDER / core("tiny").CHECKPOINT
     half = {key: tensor.half() for key, tensor in parts.items()}
     core("files").save_tensors(checkpoint, half, {"title": "ExVideo tiny model, trained on scenes"})
-    videos = _videos(recipe.rounds[-1])
     model, clip_vision, vae = host.load_svd(checkpoint)
     learned = extension.new_extension(host.base_weights(model), LONG)
     begun = time.monotonic()
@@ -112,8 +124,9 @@ def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
             _say("extension", progress.step, progress.losses, begun)
 
     losses: list[float] = []
-    for turn, (steps, learning_rate) in enumerate(recipe.extension):
-        run = FOLDER / f"extension_{turn}"
+    for turn, (steps, learning_rate, learns_from) in enumerate(recipe.extension):
+        run, videos = FOLDER / f"extension_{turn}", _videos(learns_from)
+        encoded(videos, CACHE, clip_vision, vae)
         settings = training.Recipe(steps, learning_rate, seed=turn, average=0.95, save_every=100)
         with quick_group_norms():
             learned, more = host.post_tune(
@@ -126,8 +139,8 @@ def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
 
 def _videos(of: Round) -> Path:
     """A folder with the videos of a round."""
-    folder = videos_of(FOLDER, of.pace)
-    write_videos(folder, of.scenes, of.pace)
+    folder = videos_of(FOLDER, of.pace, of.first)
+    write_videos(folder, of.scenes, of.pace, of.first)
     return folder
 
 
