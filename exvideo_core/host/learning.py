@@ -102,14 +102,20 @@ def computes_in_half(model: Any) -> bool:
     return (model.model.manual_cast_dtype or model.model.get_dtype()) == torch.float16
 
 
-def training_memory(model: Any, latent: LatentShape) -> tuple[int, int]:
-    """Bytes of a map of the UNet's first level, and bytes of the device beside weights, masters and optimiser."""
+def training_memory(model: Any, latent: LatentShape, spread_over: int = 1) -> tuple[int, int]:
+    """Bytes of a map of the UNet's first level, and bytes of the device beside weights, masters and optimiser.
+
+    Args:
+        spread_over: devices that share parameters, gradients and moments.
+    """
     dtype = model.model.manual_cast_dtype or model.model.get_dtype()
     channels = model.model.model_config.unet_config["model_channels"]
     one_map = channels * latent.frames * latent.height * latent.width * dtype.itemsize
     trained = sum(t.numel() for key, t in model.model.diffusion_model.state_dict().items() if "time_stack" in key)
-    # Parameters, their gradients and the two moments of AdamW, in float32; the convolutions are about as many again.
-    free = comfy.model_management.get_total_memory(model.load_device) - model.model_size() - 2 * trained * 4 * 4
+    # In float32; the convolutions are about as many again as the blocks. Parameters, gradients and the two moments of
+    # AdamW; where these are spread, a step has all parameters and gradients beside its parts.
+    copies = 4 if spread_over == 1 else 2 + 4 / spread_over
+    free = comfy.model_management.get_total_memory(model.load_device) - model.model_size() - 2 * trained * 4 * copies
     return one_map, max(int(free), 0)
 
 

@@ -67,20 +67,24 @@ def post_tune(
     encoder = Encoder(clip_vision, vae)
     clips = cache_clips(videos, shape, recipe.fps, encoder, folder.parent / CACHE, on_video)
     log.info("ExVideo learns from %d clips of %d frames, %d×%d.", len(clips), *shape)
-    budget = training_budget(memory, *training_memory(model, shape.latent))
+    engine = engine or Engine()
+    budget = training_budget(memory, *training_memory(model, shape.latent, engine.processes if engine.spread else 1))
     with trainable(model, extension, budget) as (denoise, parameters):
-        engine = engine or Engine()
         if computes_in_half(model):
             engine.learns_in_half()
         training = Training(denoise, parameters, extension, clips, recipe, folder, engine)
         if training.load():
             log.info("ExVideo post-tuning goes on at step %d.", training.progress.step)
+        ended = False
         try:
             training.run(on_step)
+            ended = True
         finally:
-            result = training.extension()
-            if training.progress.step and not engine.rank:
-                _keep(result, training.progress.losses, folder)
+            # A process that fails alone must not wait for the parts of the others.
+            if ended or not engine.spread:
+                result = training.extension()
+                if training.progress.step and not engine.rank:
+                    _keep(result, training.progress.losses, folder)
     return result, training.progress.losses
 
 

@@ -2,6 +2,7 @@
 
     python -m exvideo_core.post_tuning --checkpoint svd_xt.safetensors --videos folder --output folder
     accelerate launch -m exvideo_core.post_tuning …       on several devices; torchrun does, too
+    … --shard                                             with what is learned spread over them, for less memory on each
 
 Run in this pack's folder. A run that was stopped goes on when it is started again.
 """
@@ -22,7 +23,7 @@ from ..budget import BUDGETS
 from ..extension import new_extension, read_extension
 from ..standalone import become_host
 from ..types import ExVideoError
-from .many import Accelerated
+from .many import Accelerated, Sharded
 from .training import Engine, Progress, Recipe
 
 log = logging.getLogger("exvideo_core.post_tuning")
@@ -45,6 +46,7 @@ def arguments() -> argparse.ArgumentParser:
         if option.name not in ("steps", "scale"):
             kind = {"int": int, "float": float}[str(option.type)]
             parser.add_argument(f"--{option.name.replace('_', '-')}", type=kind, default=option.default)
+    parser.add_argument("--shard", action="store_true", help="several devices share parameters, gradients and moments")
     parser.add_argument("--steps", type=int, required=True, help="in all, those of stopped runs included")
     return parser
 
@@ -58,14 +60,21 @@ def main() -> None:
     options = arguments().parse_args(words[:ours])
     try:
         # Before the host looks for its device: each of several processes has one of its own.
-        several = "WORLD_SIZE" in os.environ
-        engine = Accelerated() if several else Engine()
+        engine = _engine(options.shard)
         become_host(words[ours + 1 :])
         _train(options, engine)
     except ExVideoError as error:
         sys.exit(f"{error}")
     except KeyboardInterrupt:
         sys.exit(f"Stopped. What was learned is in {options.output}; the same command goes on.")
+
+
+def _engine(shard: bool) -> Engine:
+    if "WORLD_SIZE" in os.environ:
+        return Sharded() if shard else Accelerated()
+    if shard:
+        raise ExVideoError("--shard spreads training over several devices: start it by accelerate launch or torchrun.")
+    return Engine()
 
 
 def _train(options: argparse.Namespace, engine: Engine) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from ..types import ExVideoError
-from .training import Engine
+from .training import Engine, Parameters
 
 
 class Accelerated(Engine):
     """The processes that `accelerate launch` started. Each learns from clips of its own; their gradients are averaged.
 
     Raises:
-        ExVideoError: accelerate is not installed.
+        ExVideoError: accelerate is not installed, or is to spread the model in a way of its own.
     """
 
     def __init__(self) -> None:
@@ -30,10 +30,15 @@ class Accelerated(Engine):
         # Queries and keys for a single token have no gradient at all.
         unused = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
         self._accelerator = accelerate.Accelerator(kwargs_handlers=[unused])
+        if self._accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise ExVideoError(
+                f"Post-tuning does not run under accelerate's {self._accelerator.distributed_type.value}. Choose its "
+                "plain multi-GPU, and give post-tuning --shard to spread what it learns over the devices."
+            )
         self.rank, self.processes = self._accelerator.process_index, self._accelerator.num_processes
 
-    def prepare(self, denoise: Any, optimizer: Any) -> tuple[Any, Any]:
-        return self._accelerator.prepare(denoise), optimizer
+    def prepare(self, denoise: Any, parameters: Parameters) -> tuple[Any, Parameters]:
+        return self._accelerator.prepare(denoise), parameters
 
     def backward(self, value: torch.Tensor) -> None:
         self._accelerator.backward(self.scaler.scale(value))
@@ -41,3 +46,40 @@ class Accelerated(Engine):
     def mean(self, value: float) -> float:
         device = self._accelerator.device
         return float(self._accelerator.reduce(torch.tensor(value, device=device), "mean"))
+
+
+class Sharded(Accelerated):
+    """The same, with parameters, gradients and moments spread over the devices, by torch's fully sharded data parallel.
+
+    During a step each device has all parameters, but keeps a part of the rest only: what DeepSpeed calls ZeRO, stage 2.
+
+    Raises:
+        ExVideoError: torch is too old for it.
+    """
+
+    spread = True
+
+    def prepare(self, denoise: Any, parameters: Parameters) -> tuple[Any, Parameters]:
+        # Here, because not every torch has these.
+        try:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = init_device_mesh(self._accelerator.device.type, (self.processes,))
+            names = {id(parameter): name for name, parameter in denoise.named_parameters()}
+            frozen = {parameter for parameter in denoise.parameters() if not parameter.requires_grad}
+            fully_shard(denoise, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
+        except (ImportError, TypeError) as error:
+            raise ExVideoError(f"--shard needs torch 2.7 or newer, this is {torch.__version__}.") from error
+        parts = dict(denoise.named_parameters())
+        return denoise, {key: parts[names[id(parameter)]] for key, parameter in parameters.items()}
+
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        full: torch.Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+        return full.cpu()
+
+    def part(self, tensor: torch.Tensor, parameter: Any) -> torch.Tensor:
+        from torch.distributed.tensor import distribute_tensor
+
+        here, mesh = tensor.to(parameter.device), parameter.device_mesh
+        return distribute_tensor(here, mesh, parameter.placements, src_data_rank=None)

@@ -63,9 +63,14 @@ class Recipe:
 
 
 class Engine:
-    """One device. What several processes do otherwise is in `many.py`."""
+    """One device. What several processes do otherwise is in `many.py`.
 
-    rank, processes = 0, 1
+    Attributes:
+        rank, processes: which of how many processes this is.
+        spread: whether parameters, gradients and moments lie in parts on the devices of several processes.
+    """
+
+    rank, processes, spread = 0, 1, False
 
     def __init__(self) -> None:
         self.scaler = GradScaler(enabled=False)
@@ -74,8 +79,17 @@ class Engine:
         """Passes compute in float16, in which gradients would vanish; scaled up they do not."""
         self.scaler = GradScaler()
 
-    def prepare(self, denoise: Any, optimizer: Any) -> tuple[Any, Any]:
-        return denoise, optimizer
+    def prepare(self, denoise: Any, parameters: Parameters) -> tuple[Any, Parameters]:
+        """Before the optimiser is made: the model, and its parameters, as this engine needs them."""
+        return denoise, parameters
+
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A parameter or moment as one; by all processes at once."""
+        return tensor
+
+    def part(self, tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+        """Of a whole tensor, what of it lies here where `parameter` does."""
+        return tensor.to(parameter.device)
 
     def backward(self, value: torch.Tensor) -> None:
         torch.autograd.backward(self.scaler.scale(value))
@@ -83,7 +97,7 @@ class Engine:
     def step(self, optimizer: Any, parameters: Parameters, clip_norm: float) -> float:
         """Take a step, unless the gradient is not finite; returns its norm."""
         self.scaler.unscale_(optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), clip_norm))
+        norm = float(self.whole(torch.nn.utils.clip_grad_norm_(parameters.values(), clip_norm).detach()))
         if self.scaler.is_enabled():
             self.scaler.step(optimizer)
             self.scaler.update()
@@ -136,12 +150,14 @@ class Training:
             raise ExVideoError(f"Post-tuning needs at least 1 step, got steps = {recipe.steps}.")
         if not 0 < recipe.learning_rate < 1:
             raise ExVideoError(f"A learning rate lies between 0 and 1, got {recipe.learning_rate}.")
-        self._parameters, self._start, self._clips = parameters, start, clips
+        self._start, self._clips = start, clips
         self._recipe, self._folder, self._engine = recipe, folder, engine or Engine()
-        optimizer = torch.optim.AdamW(parameters.values(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-        self._denoise, self._optimizer = self._engine.prepare(denoise, optimizer)
         # In main memory: as large as the parameters, and seldom needed.
         self._average = {key: parameter.detach().cpu().clone() for key, parameter in parameters.items()}
+        self._denoise, self._parameters = self._engine.prepare(denoise, parameters)
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(), recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
         self._begun_from = fingerprint(start.tensors)
         self.progress = Progress()
 
@@ -155,6 +171,7 @@ class Training:
             ExVideoError: the loss is no longer a number. What was learned before is kept in the folder.
         """
         recipe, progress = self._recipe, self.progress
+        ended = False
         try:
             while progress.step < recipe.steps:
                 progress.losses.append(self._step(progress.step))
@@ -164,14 +181,17 @@ class Training:
                 on_step(progress)
                 if progress.step % recipe.save_every == 0 and progress.step < recipe.steps:
                     self._try_to_save()
+            ended = True
         finally:
-            self._try_to_save()
+            # A process that fails alone must not wait for the parts of the others.
+            if ended or not self._engine.spread:
+                self._try_to_save()
         return self.extension()
 
     def extension(self) -> Extension:
         """What has been learned: the running average, once there is one of several."""
         averaged = self.progress.step >= 2 * self._recipe.average_every
-        tensors = self._average if averaged else {k: p.detach().cpu().clone() for k, p in self._parameters.items()}
+        tensors = self._average if averaged else {k: self._whole(p).clone() for k, p in self._parameters.items()}
         texts = {"training": json.dumps({**asdict(self._recipe), "steps": self.progress.step})}
         return Extension(dict(tensors), self._start.num_frames, {**self._start.metadata, **texts})
 
@@ -219,11 +239,14 @@ class Training:
         # As an average of few, as long as there are few, or it would stay near where training began.
         stays = min(self._recipe.average, (times - 1) / (times + 1))
         for key, parameter in self._parameters.items():
-            self._average[key].lerp_(parameter.detach().cpu(), 1 - stays)
+            self._average[key].lerp_(self._whole(parameter), 1 - stays)
+
+    def _whole(self, parameter: torch.Tensor) -> torch.Tensor:
+        return self._engine.whole(parameter.detach()).cpu()
 
     def _try_to_save(self) -> None:
         """Keep the state; where that fails, of a full disk, say, the training goes on and the state before it stays."""
-        if self._folder is None or self._engine.rank or not self.progress.step:
+        if self._folder is None or not self.progress.step:
             return
         try:
             self.save()
@@ -231,13 +254,15 @@ class Training:
             log.warning("ExVideo post-tuning at step %d could not be kept: %s", self.progress.step, error)
 
     def save(self) -> None:
-        """Write the state into the folder, whole or not at all."""
+        """Write the state into the folder, whole or not at all; of several processes the first writes."""
         assert self._folder is not None
-        tensors = {f"average.{key}": tensor for key, tensor in self._average.items()}
+        tensors, whole = {f"average.{key}": tensor for key, tensor in self._average.items()}, self._engine.whole
         for key, parameter in self._parameters.items():
             state = self._optimizer.state.get(parameter, {})
-            tensors |= {f"{name}.{key}": state[name] for name in ("exp_avg", "exp_avg_sq") if name in state}
-            tensors[f"parameter.{key}"] = parameter.detach()
+            tensors |= {f"{name}.{key}": whole(state[name]) for name in ("exp_avg", "exp_avg_sq") if name in state}
+            tensors[f"parameter.{key}"] = whole(parameter.detach())
+        if self._engine.rank:
+            return
         texts = {"step": str(self.progress.step), "losses": json.dumps(self.progress.losses)}
         texts |= {"recipe": self._settings(), "scaler": json.dumps(self._engine.scaler.state_dict())}
         save_tensors(self._folder / STATE, tensors, texts)
@@ -251,12 +276,12 @@ class Training:
             same = all(shapes.get(f"parameter.{key}") == p.shape for key, p in self._parameters.items())
             if not same or texts.get("recipe") != self._settings():
                 return False
-            step = int(texts["step"])
+            step, part = int(texts["step"]), self._engine.part
             for key, parameter in self._parameters.items():
                 with torch.no_grad():
-                    parameter.copy_(file.get_tensor(f"parameter.{key}"))
+                    parameter.copy_(part(file.get_tensor(f"parameter.{key}"), parameter))
                 self._average[key].copy_(file.get_tensor(f"average.{key}"))
-                moments = {n: file.get_tensor(f"{n}.{key}").to(parameter.device) for n in ("exp_avg", "exp_avg_sq")}
+                moments = {n: part(file.get_tensor(f"{n}.{key}"), parameter) for n in ("exp_avg", "exp_avg_sq")}
                 self._optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
             self._engine.scaler.load_state_dict(json.loads(texts["scaler"]))
             self.progress = Progress(step, json.loads(texts["losses"]))

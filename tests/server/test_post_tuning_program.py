@@ -75,6 +75,16 @@ def test_two_processes_learn_as_one_that_takes_two_clips_a_step(program, tmp_pat
     same(tmp_path / "one", tmp_path / "two", tolerance=1e-6)
 
 
+def test_two_processes_that_share_parameters_and_moments_learn_the_same(program, tmp_path):
+    """Also where a run was stopped, and gone on with."""
+    finished(start(program, tmp_path / "one", "--steps=3", "--accumulate=2"))
+    finished(start(program, tmp_path / "shared", "--steps=1", "--shard", processes=2))
+    said = finished(start(program, tmp_path / "shared", "--steps=3", "--shard", processes=2))
+    assert said.count("step 3 of 3") == 1
+    assert "goes on at step 1" in said
+    same(tmp_path / "one", tmp_path / "shared", tolerance=1e-6)
+
+
 def same(one, other, tolerance=0.0):
     states = [load_file(folder / "training.state") for folder in (one, other)]
     assert states[0].keys() == states[1].keys()
@@ -90,6 +100,7 @@ def same(one, other, tolerance=0.0):
     [
         (["--steps=1", "--size=big"], "A size is width x height in pixels, such as 512x512; got big."),
         (["--steps=1", "--videos=/nowhere"], "There is no folder /nowhere"),
+        (["--steps=1", "--shard"], "start it by accelerate launch or torchrun."),
     ],
 )
 def test_bad_input_ends_in_a_sentence(program, tmp_path, options, message):
