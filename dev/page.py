@@ -25,7 +25,7 @@ CHROMIUM = next(
 FRONTEND = os.environ.get("FRONTEND", "")
 """The folder `static` of a comfyui_frontend_package, in the place of the page that the host comes with."""
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False}
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
 """Of somebody who has been here before: no tour, no map over the nodes."""
 SIZE = {"width": 2200, "height": 900}
 
@@ -66,16 +66,23 @@ class PageError(DevError):
 
 
 class Page:
-    """One page of one server. Use it in a `with` statement."""
+    """One page of one server. Use it in a `with` statement.
 
-    def __init__(self, url: str, locale: str = "en") -> None:
+    Args:
+        url: of the server.
+        locale: language of the page.
+        nodes_2: whether nodes are drawn in the page's newer way, which it calls Nodes 2.0.
+    """
+
+    def __init__(self, url: str, locale: str = "en", nodes_2: bool = False) -> None:
         if not CHROMIUM:
             raise PageError("Chromium is needed for the tests of the page: `apt-get install chromium`.")
-        self._url, self._locale = url, locale
+        self._url = url
+        self._settings = {**SETTINGS, "Comfy.Locale": locale, "Comfy.VueNodes.Enabled": nodes_2}
         self._browser: Browser | None = None
 
     def __enter__(self) -> Page:
-        body = json.dumps({**SETTINGS, "Comfy.Locale": self._locale}).encode()
+        body = json.dumps(self._settings).encode()
         headers = {"Content-Type": "application/json"}
         local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         local.open(urllib.request.Request(f"{self._url}/settings", body, headers), timeout=30).close()
@@ -187,6 +194,15 @@ class Page:
                 f"() => {{ const video = {video}; video.muted = true; video.currentTime = 0; video.play(); }}"
             )
             self.tab.wait_for_function(f"() => {video}.currentTime > 0.1", timeout=15_000)
+        except Error:
+            return False
+        return True
+
+    def shows_video(self) -> bool:
+        """Whether a video is shown anywhere on the page."""
+        shown = "() => [...document.querySelectorAll('video')].some(video => video.videoWidth > 0)"
+        try:
+            self.tab.wait_for_function(shown, timeout=15_000)
         except Error:
             return False
         return True

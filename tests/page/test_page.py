@@ -124,6 +124,20 @@ def test_help_opens_in_the_language_of_the_page(server, locale, told):
     assert pictures == [True]
 
 
+@pytest.mark.skipif(not FRONTEND, reason="that of 0.3.75 shows no videos in them; FRONTEND=… takes a newer")
+@pytest.mark.parametrize("name", ["image_to_video", "long_video"])
+def test_a_workflow_opens_clean_and_runs_in_nodes_2(server, name):
+    with Page(server.url, nodes_2=True) as page:
+        page.drop(WORKFLOWS / f"{name}.json")
+        assert page.dialogs() == []
+        assert page.overlaps() == []
+        page.set(SMALL)
+        kind, said = page.run()[-1]
+        assert kind == "execution_success", said
+        assert page.shows_video()
+        page.shot(SHOTS / f"{name}_nodes_2.png")
+
+
 def chinese():
     return json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
 
