@@ -61,8 +61,8 @@ class Recipe(NamedTuple):
     """Of the base, which takes longest: each goes on from the one before."""
     extension: Sequence[Tuning] = (
         Tuning(4000, 1e-3, Round(PACE, 480)),
-        Tuning(2600, 7e-4, Round(PACE, 1000, 480)),
-        Tuning(900, 2e-4, Round(PACE, 1000, 480)),
+        Tuning(2000, 7e-4, Round(PACE, 1000, 480)),
+        Tuning(600, 2e-4, Round(PACE, 1000, 480)),
     )
     """Each goes on from the one before. On 480 scenes alone the loss falls on, and videos of others grow no better."""
 
