@@ -59,11 +59,11 @@ def draw(name: str, graph: Mapping[str, Any], sheet: Sheet, object_info: Mapping
     places, right = _placed(sheet, by_id, [(heads.index(link.source), heads.index(link.target)) for link in straight])
     bottom = max(places[node.id][1] + node.height for node in nodes)
     column = {node_id: at for at, (_, ids) in enumerate(sheet.groups) for node_id in ids}
-    stop = [at for at, (_, ids) in enumerate(sheet.groups) if any(by_id[node_id].sockets for node_id in ids)]
+    high = [at for at, (_, ids) in enumerate(sheet.groups) if _takes_links(ids, by_id)]
     passing = [
         link
         for link in links
-        if link not in straight and any(column[link.source] < at < column[link.target] for at in stop)
+        if link not in straight and any(column[link.source] < at < column[link.target] for at in high)
     ]
     reroutes, extensions = _lanes(sorted(passing, key=lambda link: places[link.source][1]), column, right, bottom)
     height = bottom + LANE * (len(passing) + 1) + MARGIN
@@ -177,13 +177,17 @@ def _placed(
     for at, (_, ids) in enumerate(sheet.groups):
         x = at * (NODE_WIDTH + 2 * MARGIN + GAP) + MARGIN
         y = HEAD + 60 * sum(source < at < target for source, target in straight)
-        if at and not any(nodes[node_id].sockets for node_id in ids):
+        if at and not _takes_links(ids, nodes):
             y += OVER
         for node_id in ids:
             places[node_id] = (x, y)
             y += nodes[node_id].height + TITLE + 20
         right.append(x + NODE_WIDTH)
     return places, right
+
+
+def _takes_links(group: list[str], nodes: Mapping[str, _Node]) -> bool:
+    return any(nodes[node_id].sockets for node_id in group)
 
 
 def _is_straight(link: _Link, heads: list[str]) -> bool:

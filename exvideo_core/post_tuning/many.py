@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 import torch
@@ -60,19 +61,22 @@ class Sharded(Accelerated):
     spread = True
 
     def prepare(self, denoise: Any, parameters: Parameters) -> tuple[Any, Parameters]:
-        # Here, because not every torch has these.
-        try:
+        try:  # here, because not every torch has these
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
-
-            mesh = init_device_mesh(self._accelerator.device.type, (self.processes,))
-            names = {id(parameter): name for name, parameter in denoise.named_parameters()}
-            frozen = {parameter for parameter in denoise.parameters() if not parameter.requires_grad}
-            fully_shard(denoise, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
-        except (ImportError, TypeError) as error:
-            raise ExVideoError(f"--shard needs torch 2.7 or newer, this is {torch.__version__}.") from error
+        except ImportError as error:
+            raise self._too_old() from error
+        if "ignored_params" not in inspect.signature(fully_shard).parameters:
+            raise self._too_old()
+        mesh = init_device_mesh(self._accelerator.device.type, (self.processes,))
+        names = {id(parameter): name for name, parameter in denoise.named_parameters()}
+        frozen = {parameter for parameter in denoise.parameters() if not parameter.requires_grad}
+        fully_shard(denoise, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
         parts = dict(denoise.named_parameters())
         return denoise, {key: parts[names[id(parameter)]] for key, parameter in parameters.items()}
+
+    def _too_old(self) -> ExVideoError:
+        return ExVideoError(f"--shard needs torch 2.7 or newer, this is {torch.__version__}.")
 
     def whole(self, tensor: torch.Tensor) -> torch.Tensor:
         full: torch.Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
