@@ -33,7 +33,7 @@ from dev.page import Page
 from dev.schemas import Source
 from dev.server import Server
 from dev.tiny.autoencoder import SIDE
-from dev.tiny.data import HELD_OUT
+from dev.tiny.data import HELD_OUT, LONG
 from dev.tiny.scenes import render, scene
 from dev.tiny.trained import KEPT, write_trained_model
 from dev.workflow import override_api
@@ -66,6 +66,7 @@ CARDS = {
     "low_memory": Card(4),
     "long_video": Card(7),
     "perfect_loop": Card(2),
+    "first_and_last": Card(12),
     "two_pass_upscale": Card(14),
     "interpolate_video": Card(9),
     "text_to_long_video": Card(1, "“a disc moves on”"),
@@ -117,6 +118,9 @@ def _made(client: Client, base: Path, name: str, card: Card) -> list[Any]:
     prompt = override_api(prompt, {kind: values for kind, values in SETTINGS.items() if _has(prompt, kind)})
     if name == "text_to_long_video":
         prompt = _from_picture(prompt)
+    if name == "first_and_last":
+        (last,) = (node for node in prompt.values() if node["_meta"]["title"] == "Last picture")
+        last["inputs"]["image"] = "last.png"
     prompt_id = client.queue(prompt)
     client.follow(prompt_id, lambda kind, data: None)
     (made,) = (item for item in outputs(client.history(prompt_id)) if item.filename.endswith(".mp4"))
@@ -128,10 +132,11 @@ def _made(client: Client, base: Path, name: str, card: Card) -> list[Any]:
 
 
 def _prepare(base: Path, card: Card) -> None:
-    """Put a scene's first frame and its video where the workflows look for them."""
+    """Put a scene's first frame, its last and its video where the workflows look for them."""
     what = scene(HELD_OUT + card.scene)
-    pixels = (255 * render(what, 1, SIDE)[0]).round().byte().numpy()
-    Image.fromarray(pixels).save(base / "input" / "scene.png")
+    for name, frame in (("scene.png", 0), ("last.png", LONG - 1)):
+        pixels = (255 * render(what, frame + 1, SIDE, first=frame)[0]).round().byte().numpy()
+        Image.fromarray(pixels).save(base / "input" / name)
     save_video(render(what, 64, SIDE, fps=15), base / "input" / "scene.mp4", 15, crf=6)
 
 

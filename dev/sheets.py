@@ -59,6 +59,20 @@ SHEETS = {
         "interpolation close the circle, too.",
         [("Load", ["2"]), ("Picture", ["1"]), ("Sample", ["3"]), ("Render", ["4"])],
     ),
+    "first_and_last": Sheet(
+        "Makes a video of 128 frames from one picture to another: the first and the last frame are pinned, and the "
+        f"video is led to the last over `last_fade` frames.{_FILES}\n\nChoose two pictures of the same scene; the less "
+        "they differ, the more of the way is motion and the less is fading. `normalize` is off, so that the light may "
+        "change on the way.",
+        [
+            ("Load", ["2"]),
+            ("Pictures", ["1", "7"]),
+            ("Condition", ["3"]),
+            ("Sample", ["4"]),
+            ("Decode", ["5"]),
+            ("Save", ["6"]),
+        ],
+    ),
     "two_pass_upscale": Sheet(
         "The authors' way to 1024×1024: a video at 512×512 first, then its frames, enlarged, are noised half-way and "
         f"sampled again with the larger size.{_FILES}\n\nBeyond 128 frames, take ExVideo Long Sampler for both passes: "

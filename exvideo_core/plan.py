@@ -122,6 +122,44 @@ def chain_segments(total: int, length: int, overlap: int, seed: int) -> list[Seg
     ]
 
 
+class Draw(NamedTuple):
+    """Which frames a pinned one draws to itself.
+
+    Attributes:
+        pin: the pinned frame.
+        frames: those before or after it, the nearest first.
+        weights: how much each is drawn, between 0 and 1.
+    """
+
+    pin: int
+    frames: range
+    weights: list[float]
+
+
+def draws(total: int, pinned: Sequence[int], fade: int) -> list[Draw]:
+    """Which frames of a clip are drawn to which pinned ones: up to `fade` on either side, none beyond the next pin.
+
+    Args:
+        total: frames of the clip.
+        pinned: numbers of the pinned ones.
+        fade: ≥ 0.
+
+    Returns:
+        Frames that are drawn from both sides are by no more than 1 in all.
+    """
+    found = []
+    for pin in pinned:
+        for step in (1, -1):
+            between = [abs(other - pin) - 1 for other in pinned if (other - pin) * step > 0]
+            reach = min([fade, *between])
+            end = min(max(pin + step * (reach + 1), -1), total)
+            frames = range(pin + step, end, step)
+            weights = [math.cos(math.pi / 2 * (i + 1) / (reach + 1)) ** 2 for i in range(len(frames))]
+            if frames:
+                found.append(Draw(pin, frames, weights))
+    return found
+
+
 def drifting_windows(total: int, length: int, overlap: int, step: int, loop: bool = False) -> list[list[int]]:
     """Cut a clip into overlapped windows whose edges lie elsewhere at each step, so that no edge is seen in the end.
 

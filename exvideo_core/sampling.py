@@ -1,6 +1,4 @@
-"""What is done around the host's sampler: guidance per frame before, normalisation after, as in the ExVideo reference,
-and between, where new frames go on from pinned ones.
-"""
+"""What is done around the host's sampler, as in the reference: guidance per frame before, normalisation after."""
 
 from __future__ import annotations
 
@@ -10,8 +8,6 @@ from typing import Any
 import torch
 
 Guidance = Callable[[Mapping[str, Any]], torch.Tensor]
-FADE = 16
-"""New frames that are drawn to the last pinned one, each less than the one before it."""
 
 
 def latent_noise(latent: torch.Tensor, seed: int) -> torch.Tensor:
@@ -41,28 +37,6 @@ def linear_guidance(min_cfg: float, max_cfg: float, first: int = 0, total: int |
         return uncond + scale * (cond - uncond)
 
     return guide
-
-
-def go_on(denoised: torch.Tensor, last: torch.Tensor, pinned: int) -> torch.Tensor:
-    """Let new frames go on from the last pinned one, by what a step of sampling takes the clip for.
-
-    The model hardly heeds pinned frames: it takes the last of them for something a little different, and lets the new
-    ones go on from that, so that the video jumps where they begin. By as much as it is mistaken in the last pinned
-    frame, which is known, the first new ones are mended here, fading out over `FADE` frames; what it lets move from one
-    frame to the next stays. (Ours; the reference pins frames and leaves it at that.)
-
-    Args:
-        denoised: what the model takes the clip for at this noise level, [T, 4, H/8, W/8], pinned frames first.
-        last: the last pinned frame as it is, [1, 4, H/8, W/8], on the same scale.
-        pinned: how many are pinned, 1 ≤ pinned ≤ T.
-
-    Returns:
-        [T, 4, H/8, W/8]; the pinned frames as they came.
-    """
-    new = torch.arange(1, len(denoised) - pinned + 1, device=denoised.device)
-    weights = torch.cos(torch.pi / 2 * (new / (FADE + 1)).clamp(max=1)).square().to(denoised).view(-1, 1, 1, 1)
-    mended = denoised[pinned:] + weights * (last - denoised[pinned - 1 : pinned])
-    return torch.cat([denoised[:pinned], mended])
 
 
 def post_process(latents: torch.Tensor, normalize: bool = True, contrast: float = 1.0) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..exvideo_core import conditioning, host
+from ..exvideo_core.pinning import ENDS_FADE, with_ends
 from ..exvideo_core.types import ClipShape, ExVideoError
 from .schema import MAX_FRAMES, advanced, schema, seed_input
 
@@ -40,6 +41,22 @@ class ExVideoConditioning(io.ComfyNode):
                 augmentation_input(),
                 seed_input("the noise added to the picture"),
                 video_input("num_frames"),
+                io.Image.Input(
+                    "last_image",
+                    # Not in the contract, as the next.
+                    optional=True,
+                    tooltip="A picture to end with: the first and the last frame are pinned, and the video is led to "
+                    "the last.",
+                ),
+                advanced(
+                    io.Int,
+                    "last_fade",
+                    default=ENDS_FADE,
+                    min=0,
+                    max=MAX_FRAMES,
+                    optional=True,
+                    tooltip="Frames over which the video is led to last_image. 0 only pins it, and the video jumps.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output("positive", display_name="positive"),
@@ -64,12 +81,19 @@ class ExVideoConditioning(io.ComfyNode):
         augmentation_level: float,
         seed: int,
         init_video: torch.Tensor | None = None,
+        last_image: torch.Tensor | None = None,
+        last_fade: int = ENDS_FADE,
     ) -> io.NodeOutput:
         shape = ClipShape.of_pixels(num_frames, height, width)
         ids = {"motion_bucket_id": motion_bucket_id, "fps": fps, "augmentation_level": augmentation_level}
         check_video(init_video, "num_frames", num_frames)
-        positive, negative = condition(clip_vision, vae, conditioning.first_image(init_image), shape, ids, seed)
-        return io.NodeOutput(positive, negative, {"samples": first_latents(vae, init_video, shape)}, float(fps))
+        image = conditioning.first_image(init_image)
+        latent = {"samples": first_latents(vae, init_video, shape)}
+        if last_image is not None:
+            ends = [conditioning.fit(each, shape) for each in (image, conditioning.first_image(last_image))]
+            latent = with_ends(latent["samples"], host.encode_frames(vae, torch.cat(ends)), last_fade)
+        positive, negative = condition(clip_vision, vae, image, shape, ids, seed)
+        return io.NodeOutput(positive, negative, latent, float(fps))
 
 
 def width_input() -> Any:

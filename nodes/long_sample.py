@@ -13,6 +13,7 @@ from ..exvideo_core import conditioning, host, sampling, schedule
 from ..exvideo_core.decode import decode_windows
 from ..exvideo_core.files import fingerprint
 from ..exvideo_core.long_sampling import sample_chain
+from ..exvideo_core.pinning import CHAIN_FADE, pinned_latent
 from ..exvideo_core.plan import Segment, chain_segments, drifting_windows
 from ..exvideo_core.run_store import RunStore
 from ..exvideo_core.types import ClipShape, ExVideoError
@@ -273,8 +274,9 @@ def _in_a_chain(
     def sample(segment: Segment, picture: torch.Tensor | None, begin: torch.Tensor) -> torch.Tensor:
         first = job.image if picture is None else picture
         conditions = job.condition(first, len(begin), job.image if from_picture else None)
-        how = {"callback": progress(job.steps * segment.number), "pinned": segment.pinned}
-        return job.sample(conditions, {"samples": begin}, segment.seed, segment.frames.start, **how)
+        latent = pinned_latent(begin, range(segment.pinned), CHAIN_FADE)
+        callback = progress(job.steps * segment.number)
+        return job.sample(conditions, latent, segment.seed, segment.frames.start, callback=callback)
 
     def first_frame(latents: torch.Tensor, frame: int) -> torch.Tensor:
         begin = max(frame - _NEIGHBOURS, 0)

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..exvideo_core import host, sampling, schedule
+from ..exvideo_core.pinning import before_contrast
 from ..exvideo_core.types import clip_latents
 from .schema import schema, seed_input
 
@@ -139,9 +140,8 @@ class ExVideoSampler(io.ComfyNode):
         host.require_svd(model)
         noise = sampling.latent_noise(clip_latents(latent), seed)
         guidance = None if min_cfg == max_cfg else sampling.linear_guidance(min_cfg, max_cfg)
-        samples = host.sample_euler(
-            model, positive, negative, noise, latent, schedule.sigmas(steps, denoise), max_cfg, guidance, seed
-        )
+        start, sigmas = before_contrast(latent, contrast), schedule.sigmas(steps, denoise)
+        samples = host.sample_euler(model, positive, negative, noise, start, sigmas, max_cfg, guidance, seed)
         # What else a LATENT carries, such as a mask, goes on, as with the host's samplers.
         return io.NodeOutput({**latent, "samples": sampling.post_process(samples, normalize, contrast)})
 

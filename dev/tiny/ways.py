@@ -86,6 +86,11 @@ class Studio:
         """By the post-tuned extension."""
         return self._video(self._extended, what, side, frames)
 
+    def to_last(self, what: Scene, side: int, last_fade: int) -> torch.Tensor:
+        """By the post-tuned extension, given the last frame, too."""
+        last = render(what, LONG, side, first=LONG - 1)
+        return self._video(self._extended, what, side, LONG, last_image=last, last_fade=last_fade)
+
     def features(self, video: torch.Tensor) -> torch.Tensor:
         """What the image encoder makes of each frame, [T, D]."""
         host, conditioning = core("host"), core("conditioning")
@@ -96,7 +101,7 @@ class Studio:
         return torch.cat(tokens)[:, 0]
 
     def _video(
-        self, model: Any, what: Scene, side: int, frames: int, picture: torch.Tensor | None = None
+        self, model: Any, what: Scene, side: int, frames: int, picture: torch.Tensor | None = None, **more: Any
     ) -> torch.Tensor:
         positive, negative, latent, _ = self._run(
             "ExVideoConditioning",
@@ -109,6 +114,7 @@ class Studio:
             motion_bucket_id=self._bucket(what, side),
             fps=FPS,
             augmentation_level=0.0,
+            **more,
         )
         (samples,) = self._run(
             "ExVideoSampler", model=model, positive=positive, negative=negative, latent=latent, **SAMPLING

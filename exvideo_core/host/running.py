@@ -14,7 +14,7 @@ import latent_preview
 import torch
 
 from ..extension import TRAINED_FRAMES
-from ..sampling import go_on
+from ..pinning import FADE, draw_to_pinned, pinned_frames
 from .files import progress
 from .patch import KEY
 
@@ -77,11 +77,12 @@ def _kept_euler(steps: StepStore) -> Callable[..., torch.Tensor]:
     return sample
 
 
-def _going_on(model: Any, latents: torch.Tensor, pinned: int) -> Any:
-    """A model whose new frames go on from the last of those pinned."""
-    last = model.model.process_latent_in(latents[pinned - 1 : pinned])
+def _drawn_to_pinned(model: Any, latent: Mapping[str, Any]) -> Any:
+    """A model that leads the frames next to a LATENT's pinned ones to them."""
+    pinned, fade = pinned_frames(latent), latent[FADE]
+    known = model.model.process_latent_in(latent["samples"])
     model = model.clone()
-    model.set_model_sampler_post_cfg_function(lambda args: go_on(args["denoised"], last.to(args["denoised"]), pinned))
+    model.set_model_sampler_post_cfg_function(lambda args: draw_to_pinned(args["denoised"], known, pinned, fade))
     return model
 
 
@@ -97,17 +98,15 @@ def sample_euler(
     seed: int,
     callback: Callable[..., None] | None = None,
     steps: StepStore | None = None,
-    pinned: int = 0,
 ) -> torch.Tensor:
     """The host's Euler sampler over our noise levels, with the host's previews, masks, offloading and interrupts.
 
     Args:
-        latent: LATENT to start from; its `noise_mask`, where there is one, pins frames.
+        latent: LATENT to start from; its `noise_mask`, where there is one, pins frames, and its `pinning.FADE`, where
+            there is one, leads others to them.
         guidance: takes the place of plain guidance by `cfg`.
         callback: told of each step; by default it shows progress and previews at the node.
         steps: where each step is kept as it begins, and from which to go on.
-        pinned: frames to pin at the beginning, in the place of a `noise_mask`; the others go on from them, see
-            `sampling.go_on`.
 
     Returns:
         Latents of the shape of `noise`, on the host's intermediate device.
@@ -123,11 +122,8 @@ def sample_euler(
         model = model.clone()
         # With a cfg of 1 the host would skip the unconditional pass, which the guidance of other frames needs.
         model.set_model_sampler_cfg_function(guidance, disable_cfg1_optimization=True)
-    mask = latent.get("noise_mask")
-    if pinned:
-        model = _going_on(model, latent["samples"], pinned)
-        mask = torch.ones(len(noise), 1, *noise.shape[2:])
-        mask[:pinned] = 0
+    if latent.get(FADE):
+        model = _drawn_to_pinned(model, latent)
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
@@ -136,7 +132,7 @@ def sample_euler(
         latent["samples"],
         comfy.samplers.sampler_object("euler") if steps is None else comfy.samplers.KSAMPLER(_kept_euler(steps)),
         sigmas,
-        denoise_mask=mask,
+        denoise_mask=latent.get("noise_mask"),
         callback=callback or latent_preview.prepare_callback(model, len(sigmas) - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,

@@ -1,6 +1,6 @@
 import torch
 
-from exvideo_core.sampling import FADE, go_on, latent_noise, linear_guidance, post_process
+from exvideo_core.sampling import latent_noise, linear_guidance, post_process
 
 
 def test_noise_is_the_hosts_and_leaves_the_global_state_alone():
@@ -16,21 +16,6 @@ def test_guidance_grows_from_the_first_frame_to_the_last():
     guided = linear_guidance(1.0, 3.0)({"cond": cond, "uncond": uncond})
     for frame, scale in enumerate((1.0, 1.5, 2.0, 2.5, 3.0)):
         torch.testing.assert_close(guided[frame], uncond[frame] + scale * (cond[frame] - uncond[frame]))
-
-
-def test_new_frames_go_on_from_the_last_pinned_one():
-    """A clip that the model has right but for a shift begins as it was pinned and ends as the model has it."""
-    right = torch.randn(40, 4, 2, 2)
-    shift = torch.randn(1, 4, 2, 2)
-    mended = go_on(right + shift, right[4:5], 5)
-    assert torch.equal(mended[:5], (right + shift)[:5])
-    off = ((mended - right)[5:] / shift).mean((1, 2, 3))
-    assert off[0] < 0.02
-    assert (off.diff() >= -1e-5).all()
-    torch.testing.assert_close(off[FADE:], torch.ones(35 - FADE))
-    # Nothing is done where the model is right, and nothing is left where there are no new frames.
-    torch.testing.assert_close(go_on(right, right[4:5], 5), right)
-    assert torch.equal(go_on(right[:3], right[:1], 3), right[:3])
 
 
 def test_post_processing_matches_frames_to_the_clip():

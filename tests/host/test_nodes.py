@@ -17,7 +17,7 @@ EXPECTED = {
     "ExVideoConditioning": (
         [
             "clip_vision", "vae", "init_image", "width", "height", "num_frames", "motion_bucket_id", "fps",
-            "augmentation_level", "seed", "init_video",
+            "augmentation_level", "seed", "init_video", "last_image", "last_fade",
         ],
         ["CONDITIONING", "CONDITIONING", "LATENT", "FLOAT"],
     ),
@@ -203,6 +203,35 @@ def test_masked_frames_stay(model, conditions, run):
     (out,) = run("ExVideoSampler", latent=latent, normalize=False, **inputs)
     torch.testing.assert_close(out["samples"][2], pinned[2], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(out["samples"][3], pinned[3], atol=0.1)
+
+
+def test_a_last_image_ends_the_video(loaded, model, run, picture):
+    """Both ends come out as their pictures, whatever the contrast; what that looks like is in test_trained.py."""
+    _, clip_vision, vae = loaded
+    other = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(2))
+
+    def sampled(**more):
+        given = {"clip_vision": clip_vision, "vae": vae, "width": 64, "height": 64, "num_frames": 9}
+        *guides, latent, _ = run("ExVideoConditioning", init_image=picture, last_image=other, **given, **more)
+        inputs = dict(zip(("positive", "negative", "latent"), (*guides, latent), strict=True))
+        return run("ExVideoSampler", model=model, steps=3, normalize=False, **inputs)[0]
+
+    led, jumps = sampled(), sampled(last_fade=0)
+    assert led["noise_mask"].amax((1, 2, 3)).tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 0]
+    ends = led["samples"][[0, -1]]
+    torch.testing.assert_close(ends[1:], vae.encode(other[:1]), rtol=1e-4, atol=1e-4)
+    assert (ends[:1] - ends[1:]).norm() > 1
+    assert not torch.allclose(led["samples"][-2], jumps["samples"][-2])
+    # The reference's way: pinned, then treated as all frames are.
+    torch.testing.assert_close(jumps["samples"][-1:], 1.2 * vae.encode(other[:1]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_last_image_needs_frames_before_it(loaded, run, picture, frames):
+    _, clip_vision, vae = loaded
+    given = {"clip_vision": clip_vision, "vae": vae, "init_image": picture, "last_image": picture, "num_frames": frames}
+    with pytest.raises(ExVideoError, match="at least 3 frames"):
+        run("ExVideoConditioning", **given, width=64, height=64)
 
 
 def test_sigmas_go_through_the_hosts_custom_sampler(model, conditions, run):

@@ -72,6 +72,20 @@ def test_no_join_is_seen_in_a_chain(studio):
     assert steps[join] <= others.quantile(0.95)
 
 
+def test_a_video_is_led_to_its_last_frame(studio):
+    """Before the last frame it is nearer to the right video than one that was not given it, and does not jump to it."""
+    before = slice(100, LONG - 1)
+    free, led, pinned = studio.extended(WHAT, SIDE), studio.to_last(WHAT, SIDE, 48), studio.to_last(WHAT, SIDE, 0)
+    psnr = [float(quality(video, WHAT).psnr[before].mean()) for video in (free, led)]
+    steps = [video.diff(dim=0).abs().mean((1, 2, 3)) for video in (led, pinned)]
+    common = [float(each[:-1].quantile(0.95)) for each in steps]
+    print(f"\nPSNR {psnr[0]:.1f} dB, led {psnr[1]:.1f}; last step {steps[0][-1]:.4f} of {common[0]:.4f}, ", end="")
+    print(f"only pinned {steps[1][-1]:.4f} of {common[1]:.4f}")
+    assert psnr[1] > psnr[0] + 1
+    assert steps[0][-1] <= common[0]
+    assert steps[1][-1] > common[1]
+
+
 class OneClip:
     """A clip that comes again and again."""
 
