@@ -28,6 +28,8 @@ from exvideo_core.plan import chain_segments
 OVERLAPS = (1, 8, 16, 32)
 COMMON = 0.95
 """A join is not seen where this share of the other frames changes more."""
+LOST = 20
+"""Error of place in % of a side from which on a video shows something else, and errors hardly grow any more."""
 
 
 class Way(NamedTuple):
@@ -55,12 +57,13 @@ def main() -> None:
     scenes = [scene(HELD_OUT + number) for number in range(arguments.scenes)]
     ways = _ways(Studio(MODELS), arguments.frames)
     parts = range(0, arguments.frames, LONG)
-    print("PSNR in dB and error of place in % of a side, by frames from … on; growth of that error a segment of 128;")
-    print("how far the mean colour of the last 128 frames is from the right one's, of 255.")
+    print("PSNR in dB and error of place in % of a side, by frames from … on; growth of that error a segment of 128,")
+    print(f"over all frames, and up to the first that is {LOST} % off; how far the mean colour of the last 128")
+    print("frames is from the right one's, of 255.")
     print("At joins, of the change there by that which 5 % of the other frames exceed (≤ 1 is not seen), the mean and")
     print("how many are not seen: difference from the frame before, turn of the motion, step of brightness.")
     cells = ["way", *(f"{what}, {part}" for what in ("PSNR", "place") for part in parts)]
-    cells += ["growth", "colour", "difference", "motion", "brightness"]
+    cells += ["growth", "until lost", "colour", "difference", "motion", "brightness"]
     print("| " + " | ".join(cells) + " |\n|" + "---|" * len(cells), flush=True)
     flow = library_flow()
     for name, way in ways.items():
@@ -73,7 +76,7 @@ def main() -> None:
             mean = scale * torch.stack([getattr(each, measure) for each in found]).mean(0)
             row += [f"{float(mean[part : part + LONG].mean()):.1f}" for part in parts]
         places = 100 * torch.stack([each.place for each in found]).mean(0)
-        row.append(f"{growth(places):.1f}")
+        row += [f"{growth(some):.1f}" for some in (places, places[: until_lost(places)])]
         row.append(f"{sum(map(off_colour, videos, scenes)) / len(scenes):.1f}")
         seen = [changes(video, flow) for video in videos]
         for kind in Changes._fields:
@@ -114,6 +117,12 @@ def growth(errors: torch.Tensor) -> float:
     """By how much an error grows in `LONG` frames: the slope of the line nearest to it, [T]."""
     at = torch.arange(len(errors)) / LONG
     return float(torch.cov(torch.stack([at, errors]))[0, 1] / at.var())
+
+
+def until_lost(errors: torch.Tensor) -> int:
+    """How many frames come before the first whose error is `LOST` or more."""
+    lost = (errors >= LOST).nonzero()
+    return int(lost[0]) if len(lost) else len(errors)
 
 
 def _ways(studio: Studio, frames: int) -> dict[str, Way]:
