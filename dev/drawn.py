@@ -2,8 +2,8 @@
 
     python -m dev.drawn       writes workflows/*.json anew; it starts a ComfyUI to ask it for its nodes
 
-Nodes stand in groups from left to right; a link that passes a group goes through a lane below all nodes. Groups of
-nodes without inputs stand low, and links go over them.
+Nodes stand in groups from left to right; a link that passes a group goes along the top, or through a lane over or
+below all nodes. Groups of nodes without inputs stand low, and links go over them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from dev import environment
 from dev.environment import ROOT
 from dev.errors import DevError
+from dev.links import ROW, Lane, crossings, fewest_crossings
 from dev.server import PACK, Server
 from dev.sheets import MODELS, SHEETS, Sheet
 from dev.workflow import SEED_NAMES
@@ -26,8 +28,8 @@ from exvideo_core.batch.workflow import inputs, is_widget, settings
 
 WORKFLOWS = ROOT / "workflows"
 NODE_WIDTH, NOTE_WIDTH, NOTE_HEIGHT = 340, 380, 360
-ROW, WIDGET, TITLE = 20, 28, 40
-"""Heights in pixels: of a socket, of a widget, of a node's title with the space above it."""
+WIDGET, TITLE = 28, 40
+"""Heights in pixels: of a widget, of a node's title with the space above it."""
 PICTURE, VIDEO, CURVE, TEXT = 240, 340, 260, 100
 EXTRA = {
     "LoadImage": PICTURE, "LoadVideo": VIDEO, "ExVideoSave": VIDEO, "ExVideoRender": VIDEO, "ExVideoPostTune": CURVE,
@@ -51,50 +53,127 @@ def draw(name: str, graph: Mapping[str, Any], sheet: Sheet, object_info: Mapping
         sheet: its layout.
         object_info: what the server says about its nodes.
     """
-    nodes = [_Node.of(node_id, graph[node_id], object_info) for _, ids in sheet.groups for node_id in ids]
-    by_id = {node.id: node for node in nodes}
-    links = _links(graph, by_id)
+    nodes = {id_: _Node.of(id_, graph[id_], object_info) for _, ids in sheet.groups for id_ in ids}
+    links = _links(graph, nodes)
     heads = [ids[0] for _, ids in sheet.groups]
-    straight = [link for link in links if _is_straight(link, heads)]
-    places, right = _placed(sheet, by_id, [(heads.index(link.source), heads.index(link.target)) for link in straight])
-    bottom = max(places[node.id][1] + node.height for node in nodes)
     column = {node_id: at for at, (_, ids) in enumerate(sheet.groups) for node_id in ids}
-    high = [at for at, (_, ids) in enumerate(sheet.groups) if _takes_links(ids, by_id)]
-    passing = [
+    high = [at for at, (_, ids) in enumerate(sheet.groups) if _takes_links(ids, nodes)]
+    # Along the top: from an output of a loader that stands there to the input beside it.
+    straight = [
         link
         for link in links
-        if link not in straight and any(column[link.source] < at < column[link.target] for at in high)
+        if link.output == link.slot and {link.source, link.target} <= set(heads) and not nodes[link.source].sockets
     ]
-    reroutes, extensions = _lanes(sorted(passing, key=lambda link: places[link.source][1]), column, right, bottom)
-    height = bottom + LANE * (len(passing) + 1) + MARGIN
-    note = {
-        "id": 1 + max(int(node.id) for node in nodes), "type": "MarkdownNote", "pos": [-NOTE_WIDTH - 60, HEAD],
-        "size": [NOTE_WIDTH, NOTE_HEIGHT], "flags": {}, "order": 0, "mode": 0, "inputs": [], "outputs": [],
-        "properties": {}, "widgets_values": [sheet.note], "title": "What this does", "color": "#432",
-        "bgcolor": "#653",
-    }  # fmt: skip
-    return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK}/{name}")),
-        "revision": 0,
-        "last_node_id": note["id"],
-        "last_link_id": len(links),
-        "nodes": [note, *(_drawn(node, places[node.id], order, links) for order, node in enumerate(nodes, start=1))],
-        "links": [[at, int(s), out, int(t), slot, kind] for at, s, out, t, slot, kind in links],
-        "groups": [
-            {
-                "id": at + 1, "title": title, "bounding": [right[at] - NODE_WIDTH - MARGIN, 0,
-                NODE_WIDTH + 2 * MARGIN, height], "color": COLOUR, "font_size": 24, "flags": {},
-            }
-            for at, (title, _) in enumerate(sheet.groups)
-        ],
-        "config": {},
-        "extra": {
-            "ds": {"scale": 0.7, "offset": [NOTE_WIDTH + 120, 120]},
-            "linkExtensions": extensions,
-            "reroutes": reroutes,
-        },
-        "version": 0.4,
-    }  # fmt: skip
+    row = {node_id: at for _, ids in sheet.groups for at, node_id in enumerate(ids)}
+
+    def drawn(along: list[_Link]) -> dict[str, Any]:
+        passing = [
+            link for link in links
+            if link not in along and any(column[link.source] < at < column[link.target] for at in high)
+        ]  # fmt: skip
+        # Short ones nearest to the nodes, and of one length those that come from above.
+        passing.sort(key=lambda link: (column[link.target] - column[link.source], row[link.source]))
+        drawing = _Drawing(name, sheet, nodes, links, along, column, high)
+        return fewest_crossings([link.id for link in passing], drawing.with_lanes)
+
+    # As many straight as can be.
+    ways = [list(some) for count in range(len(straight), -1, -1) for some in combinations(straight, count)]
+    return min(map(drawn, ways), key=crossings)
+
+
+class _Drawing(NamedTuple):
+    """A workflow that is drawn but for the lanes of its links."""
+
+    name: str
+    sheet: Sheet
+    nodes: dict[str, _Node]
+    links: list[_Link]
+    straight: list[_Link]
+    column: dict[str, int]
+    high: list[int]
+
+    def with_lanes(self, lanes: list[Lane]) -> dict[str, Any]:
+        over = sum(lane.over for lane in lanes)
+        places, right = self._placed(HEAD + LANE * over)
+        bottom = max(places[node.id][1] + node.height for node in self.nodes.values())
+        reroutes, extensions = self._routes(lanes, right, HEAD + LANE * over - TITLE, bottom + LANE)
+        height = bottom + LANE * (len(lanes) - over + 1) + MARGIN
+        note = {
+            "id": 1 + max(map(int, self.nodes)), "type": "MarkdownNote", "pos": [-NOTE_WIDTH - 60, HEAD],
+            "size": [NOTE_WIDTH, NOTE_HEIGHT], "flags": {}, "order": 0, "mode": 0, "inputs": [], "outputs": [],
+            "properties": {}, "widgets_values": [self.sheet.note], "title": "What this does", "color": "#432",
+            "bgcolor": "#653",
+        }  # fmt: skip
+        drawn = [
+            _drawn(node, places[node.id], order, self.links) for order, node in enumerate(self.nodes.values(), start=1)
+        ]
+        return {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK}/{self.name}")),
+            "revision": 0,
+            "last_node_id": note["id"],
+            "last_link_id": len(self.links),
+            "nodes": [note, *drawn],
+            "links": [[at, int(s), out, int(t), slot, kind] for at, s, out, t, slot, kind in self.links],
+            "groups": [
+                {
+                    "id": at + 1, "title": title, "bounding": [right[at] - NODE_WIDTH - MARGIN, 0,
+                    NODE_WIDTH + 2 * MARGIN, height], "color": COLOUR, "font_size": 24, "flags": {},
+                }
+                for at, (title, _) in enumerate(self.sheet.groups)
+            ],
+            "config": {},
+            "extra": {
+                "ds": {"scale": 0.7, "offset": [NOTE_WIDTH + 120, 120]},
+                "linkExtensions": extensions,
+                "reroutes": reroutes,
+            },
+            "version": 0.4,
+        }  # fmt: skip
+
+    def _placed(self, top: int) -> tuple[dict[str, tuple[int, int]], list[int]]:
+        """Where each node stands, and the right edge of each group's nodes; straight links go over groups, those of
+        one node under those of another."""
+        places: dict[str, tuple[int, int]] = {}
+        right = []
+        for at, (_, ids) in enumerate(self.sheet.groups):
+            x = at * (NODE_WIDTH + 2 * MARGIN + GAP) + MARGIN
+            y = top
+            over = [link for link in self.straight if self.column[link.source] < at < self.column[link.target]]
+            for target in {link.target for link in over}:
+                y += 60 + (at in self.high) * ROW * max(link.slot for link in over if link.target == target)
+            if at and at not in self.high:
+                y += OVER
+            for node_id in ids:
+                places[node_id] = (x, y)
+                y += self.nodes[node_id].height + TITLE + 20
+            right.append(x + NODE_WIDTH)
+        return places, right
+
+    def _routes(
+        self, lanes: list[Lane], right: list[int], over: int, below: int
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Two points for each link with a lane, where it comes to that and where it leaves it.
+
+        Args:
+            right: edge of each group's nodes.
+            over, below: height of the lanes nearest to the nodes.
+        """
+        links = {link.id: link for link in self.links}
+        reroutes: list[dict[str, Any]] = []
+        extensions = []
+        taken = {True: 0, False: 0}
+        for lane in lanes:
+            link, number = links[lane.link], taken[lane.over]
+            taken[lane.over] += 1
+            y = over - LANE * number if lane.over else below + LANE * number
+            inset = 12 * number
+            start = right[self.column[link.source]] + MARGIN + GAP // 2 - inset
+            end = right[self.column[link.target]] - NODE_WIDTH - MARGIN - GAP // 2 + inset
+            first = len(reroutes) + 1
+            reroutes.append({"id": first, "pos": [start, y], "linkIds": [link.id]})
+            reroutes.append({"id": first + 1, "parentId": first, "pos": [end, y], "linkIds": [link.id]})
+            extensions.append({"id": link.id, "parentId": first + 1})
+        return reroutes, extensions
 
 
 class _Node(NamedTuple):
@@ -167,53 +246,8 @@ def _links(graph: Mapping[str, Any], nodes: Mapping[str, _Node]) -> list[_Link]:
     return links
 
 
-def _placed(
-    sheet: Sheet, nodes: Mapping[str, _Node], straight: list[tuple[int, int]]
-) -> tuple[dict[str, tuple[int, int]], list[int]]:
-    """Where each node stands, and the right edge of each group's nodes; `straight` links go over groups, under each
-    other."""
-    places: dict[str, tuple[int, int]] = {}
-    right = []
-    for at, (_, ids) in enumerate(sheet.groups):
-        x = at * (NODE_WIDTH + 2 * MARGIN + GAP) + MARGIN
-        y = HEAD + 60 * sum(source < at < target for source, target in straight)
-        if at and not _takes_links(ids, nodes):
-            y += OVER
-        for node_id in ids:
-            places[node_id] = (x, y)
-            y += nodes[node_id].height + TITLE + 20
-        right.append(x + NODE_WIDTH)
-    return places, right
-
-
 def _takes_links(group: list[str], nodes: Mapping[str, _Node]) -> bool:
     return any(nodes[node_id].sockets for node_id in group)
-
-
-def _is_straight(link: _Link, heads: list[str]) -> bool:
-    """Whether it goes along the top: from the first output to the first input of nodes that stand there."""
-    return link.output == link.slot == 0 and link.source in heads and link.target in heads
-
-
-def _lanes(
-    links: list[_Link], column: Mapping[str, int], right: list[int], bottom: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Two points for each link, where it goes down to its lane and where it comes up.
-
-    Short ones take the upper lanes, and of one length those that come from above.
-    """
-    reroutes: list[dict[str, Any]] = []
-    extensions = []
-    for lane, link in enumerate(sorted(links, key=lambda link: column[link.target] - column[link.source])):
-        y = bottom + LANE * (lane + 1)
-        inset = 12 * lane
-        down = right[column[link.source]] + MARGIN + GAP // 2 - inset
-        up = right[column[link.target]] - NODE_WIDTH - MARGIN - GAP // 2 + inset
-        first = len(reroutes) + 1
-        reroutes.append({"id": first, "pos": [down, y], "linkIds": [link.id]})
-        reroutes.append({"id": first + 1, "parentId": first, "pos": [up, y], "linkIds": [link.id]})
-        extensions.append({"id": link.id, "parentId": first + 1})
-    return reroutes, extensions
 
 
 def _drawn(node: _Node, place: tuple[int, int], order: int, links: list[_Link]) -> dict[str, Any]:

@@ -92,7 +92,8 @@ SHEETS = {
         "Paints a picture from words with any checkpoint that makes pictures, then turns it into a long "
         f"video.{_FILES}\n\nChoose your own checkpoint in Load Checkpoint, with the size and settings that suit it.",
         [
-            ("Load", ["1", "7"]),
+            ("Load", ["7"]),
+            ("Load a painter", ["1"]),
             ("Describe", ["2", "3", "4"]),
             ("Paint", ["5"]),
             ("See", ["6"]),
