@@ -70,6 +70,9 @@ def main() -> None:
 
 
 def _engine(shard: bool) -> Engine:
+    # What `accelerate launch --use_fsdp` hands on asks for the same; accelerate's own wrapper knows no frozen weights,
+    # and none but GPUs.
+    shard = os.environ.pop("ACCELERATE_USE_FSDP", "") == "true" or shard
     if "WORLD_SIZE" in os.environ:
         return Sharded() if shard else Accelerated()
     if shard:

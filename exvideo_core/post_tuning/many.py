@@ -31,10 +31,10 @@ class Accelerated(Engine):
         # Queries and keys for a single token have no gradient at all.
         unused = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
         self._accelerator = accelerate.Accelerator(kwargs_handlers=[unused])
-        if self._accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if self._accelerator.distributed_type in ("DEEPSPEED", "MEGATRON_LM"):
             raise ExVideoError(
                 f"Post-tuning does not run under accelerate's {self._accelerator.distributed_type.value}. Choose its "
-                "plain multi-GPU, and give post-tuning --shard to spread what it learns over the devices."
+                "FSDP, or give post-tuning --shard: both spread what it learns over the devices, as ZeRO's stage 2."
             )
         self.rank, self.processes = self._accelerator.process_index, self._accelerator.num_processes
 

@@ -35,8 +35,10 @@ def program(tmp_path_factory):
     ]  # fmt: skip
 
 
-def start(program, output, *options, processes=1):
+def start(program, output, *options, processes=1, fsdp=False):
     many = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
+    if fsdp:
+        many = ["-m", "accelerate.commands.launch", "--use_fsdp", f"--num_processes={processes}"]
     command = [sys.executable, *many, *program, f"--output={output}", *options, "--", "--cpu"]
     # One thread each, so that all sums are in the same order.
     env = {**os.environ, "COMFYUI_PATH": str(host_path()), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -83,6 +85,12 @@ def test_two_processes_that_share_parameters_and_moments_learn_the_same(program,
     assert said.count("step 3 of 3") == 1
     assert "goes on at step 1" in said
     same(tmp_path / "one", tmp_path / "shared", tolerance=1e-6)
+
+
+def test_the_flag_of_accelerate_shares_them_too(program, tmp_path):
+    finished(start(program, tmp_path / "shard", "--steps=2", "--shard", processes=2))
+    finished(start(program, tmp_path / "flag", "--steps=2", processes=2, fsdp=True))
+    same(tmp_path / "shard", tmp_path / "flag")
 
 
 def same(one, other, tolerance=0.0):
