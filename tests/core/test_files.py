@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from exvideo_core.files import claimed
+from exvideo_core.files import claimed, save_tensors
 from exvideo_core.types import ExVideoError
 
 ROOT = Path(__file__).parents[2]
@@ -93,3 +94,9 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExVideoError, match="Nothing can be saved in"), claimed(tmp_path / "file", "a", 1, ".mp4"):
         pass
+
+
+def test_tensors_may_be_read_by_whoever_may_read_other_files(tmp_path):
+    (tmp_path / "other").touch()
+    save_tensors(tmp_path / "new" / "some.safetensors", {"a": torch.ones(2)}, {})
+    assert (tmp_path / "new" / "some.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
