@@ -63,6 +63,9 @@ class Recipe(NamedTuple):
         Tuning(4000, 1e-3, Round(PACE, 480)),
         Tuning(2000, 7e-4, Round(PACE, 1000, 480)),
         Tuning(600, 2e-4, Round(PACE, 1000, 480)),
+        Tuning(1600, 3e-4, Round(PACE, 1000, 1480)),
+        Tuning(900, 1e-4, Round(PACE, 1000, 1480)),
+        Tuning(500, 3e-5, Round(PACE, 1000, 1480)),
     )
     """Each goes on from the one before. On 480 scenes alone the loss falls on, and videos of others grow no better."""
 
