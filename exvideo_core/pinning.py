@@ -43,7 +43,7 @@ def pinned_frames(latent: Mapping[str, Any]) -> list[int]:
     mask = latent.get("noise_mask")
     if mask is None:
         return []
-    kept = mask.flatten(-2).reshape(-1, mask.shape[-2] * mask.shape[-1]).amax(1) == 0
+    kept = mask.reshape(-1, mask.shape[-2] * mask.shape[-1]).amax(1) == 0
     return kept.nonzero().flatten().tolist() if len(kept) == len(latent["samples"]) else []
 
 
