@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from benchmarks.joins import COMMON
 from dev.tiny.autoencoder import SIDE
 from dev.tiny.data import HELD_OUT, LONG
 from dev.tiny.quality import quality
@@ -22,7 +23,6 @@ from exvideo_core.pinning import ENDS_FADE
 
 BEFORE = slice(100, LONG - 1)
 """Frames before the last that are looked at."""
-COMMON = 0.95
 
 
 def main() -> None:

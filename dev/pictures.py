@@ -49,8 +49,6 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "ExVideoConditioning": {**_SMALL, **TINY_CONDITION},
     "ExVideoSampler": TINY_SAMPLING,
     "ExVideoLongSampler": {**_SMALL, **TINY_CONDITION, **TINY_SAMPLING},
-    "LoadImage": {"image": "scene.png"},
-    "LoadVideo": {"file": "scene.mp4"},
 }
 
 
@@ -118,9 +116,6 @@ def _made(client: Client, base: Path, name: str, card: Card) -> list[Any]:
     prompt = override_api(prompt, {kind: values for kind, values in SETTINGS.items() if _has(prompt, kind)})
     if name == "text_to_long_video":
         prompt = _from_picture(prompt)
-    if name == "first_and_last":
-        (last,) = (node for node in prompt.values() if node["_meta"]["title"] == "Last picture")
-        last["inputs"]["image"] = "last.png"
     prompt_id = client.queue(prompt)
     client.follow(prompt_id, lambda kind, data: None)
     (made,) = (item for item in outputs(client.history(prompt_id)) if item.filename.endswith(".mp4"))
@@ -134,10 +129,10 @@ def _made(client: Client, base: Path, name: str, card: Card) -> list[Any]:
 def _prepare(base: Path, card: Card) -> None:
     """Put a scene's first frame, its last and its video where the workflows look for them."""
     what = scene(HELD_OUT + card.scene)
-    for name, frame in (("scene.png", 0), ("last.png", LONG - 1)):
+    for name, frame in (("photo.jpg", 0), ("last.jpg", LONG - 1)):
         pixels = (255 * render(what, frame + 1, SIDE, first=frame)[0]).round().byte().numpy()
-        Image.fromarray(pixels).save(base / "input" / name)
-    save_video(render(what, 64, SIDE, fps=15), base / "input" / "scene.mp4", 15, crf=6)
+        Image.fromarray(pixels).save(base / "input" / name, quality=95, subsampling=0)
+    save_video(render(what, 64, SIDE, fps=15), base / "input" / "video.mp4", 15, crf=6)
 
 
 def _has(prompt: Mapping[str, Any], kind: str) -> bool:
@@ -148,7 +143,7 @@ def _from_picture(prompt: dict[str, Any]) -> dict[str, Any]:
     """A workflow from words with a picture in the place of the painter."""
     sampler = next(key for key, node in prompt.items() if node["class_type"] == "ExVideoLongSampler")
     prompt[sampler]["inputs"]["init_image"] = ["100", 0]
-    prompt["100"] = {"class_type": "LoadImage", "inputs": {"image": "scene.png"}}
+    prompt["100"] = {"class_type": "LoadImage", "inputs": {"image": "photo.jpg"}}
     return prompt
 
 

@@ -77,10 +77,10 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_or_nothing(path) as partial:
             partial.touch()
-            anybodys = partial.stat().st_mode
+            usual = partial.stat().st_mode
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial, dict(metadata))
             # Newer safetensors make files that only their owner may read.
-            partial.chmod(anybodys)
+            partial.chmod(usual)
     except (safetensors.SafetensorError, OSError) as error:
         raise ExVideoError(
             f"{path.name} could not be written ({error}): free some space, or choose another folder."

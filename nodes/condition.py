@@ -43,7 +43,7 @@ class ExVideoConditioning(io.ComfyNode):
                 video_input("num_frames"),
                 io.Image.Input(
                     "last_image",
-                    # Not in the contract, as the next.
+                    # Like the next not in the contract, so that clients who know only that may leave it out.
                     optional=True,
                     tooltip="A picture to end with: the first and the last frame are pinned, and the video is led to "
                     "the last.",

@@ -70,8 +70,8 @@ def main() -> None:
 
 
 def _engine(shard: bool) -> Engine:
-    # What `accelerate launch --use_fsdp` hands on asks for the same; accelerate's own wrapper knows no frozen weights,
-    # and none but GPUs.
+    # `accelerate launch --use_fsdp` asks for the same, and hands it on so. Taken from accelerate itself, whose own way
+    # would spread the frozen weights, too, and needs GPUs.
     shard = os.environ.pop("ACCELERATE_USE_FSDP", "") == "true" or shard
     if "WORLD_SIZE" in os.environ:
         return Sharded() if shard else Accelerated()

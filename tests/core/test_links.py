@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,19 @@ NEED_MORE = {
 
 def genus(page: dict[str, Any]) -> int:
     """How many crossings are needed at least: the genus of the graph with its links in their order around each node,
-    by Euler's formula, the least over the orders of links that share an output (of those, two at most are tried)."""
-    around: dict[int, list[int]] = {}
-    for node in page["nodes"]:
-        into = [item["link"] for item in node["inputs"] if item["link"] is not None]
-        out = [link for item in node["outputs"] for link in item["links"] or []]
-        if into or out:
+    by Euler's formula; links that share an output may lie in any order, and the least counts."""
+    fewest = []
+    outputs = [item["links"] or [] for node in page["nodes"] for item in node["outputs"]]
+    for order in product(*map(permutations, outputs)):
+        left = iter(order)
+        around: dict[int, list[int]] = {}
+        for node in page["nodes"]:
+            into = [item["link"] for item in node["inputs"] if item["link"] is not None]
+            out = [link for _ in node["outputs"] for link in next(left)]
             # Clockwise from below on the left.
             around[node["id"]] = into[::-1] + out
-    shared = [links for node in page["nodes"] for item in node["outputs"] if len(links := item["links"] or []) > 1]
-    found = [_genus(around)]
-    for links in shared:
-        turned = dict(zip(links, links[::-1], strict=True))
-        source = next(link[1] for link in page["links"] if link[0] == links[0])
-        found.append(_genus({**around, source: [turned.get(link, link) for link in around[source]]}))
-    return min(found)
+        fewest.append(_genus({node: links for node, links in around.items() if links}))
+    return min(fewest)
 
 
 def _genus(around: dict[int, list[int]]) -> int:
