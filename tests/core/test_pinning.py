@@ -7,8 +7,8 @@ from exvideo_core.types import ExVideoError
 
 
 def shifted(frames):
-    """A clip, the same shifted, and the shift."""
-    right, shift = torch.randn(frames, 4, 2, 2), torch.randn(1, 4, 2, 2)
+    """A clip, the same shifted, and the shift, which can be divided by."""
+    right, shift = torch.randn(frames, 4, 2, 2), 1 + torch.rand(1, 4, 2, 2)
     return right, right + shift, shift
 
 
