@@ -10,7 +10,7 @@ import torch
 from ..schedule import sigmas
 
 LEVELS = 1000
-"""Noise levels to draw from, all equally often: the steps of the sampling schedule."""
+"""Steps of the sampling schedule, whose noise levels are drawn from, all equally often."""
 CONTRAST = 1.01
 """What the latents are multiplied by before they are learned, so that videos do not turn grey."""
 
@@ -29,17 +29,24 @@ class Draw(NamedTuple):
     seed: int
 
 
-def draw(seed: int, step: int, clips: int) -> Draw:
+def draw(seed: int, step: int, clips: int, sigma_min: float = 0.0) -> Draw:
     """The chance in a step, by its number alone: a run that goes on draws as one that never stopped.
 
     Every clip comes once before any comes again, in another order each time.
+
+    Args:
+        seed: of the run.
+        step: number of the step.
+        clips: how many there are.
+        sigma_min: no noise level below it is drawn.
     """
     epoch, turn = divmod(step, clips)
     order = torch.randperm(clips, generator=_generator(seed, epoch, 1))
     generator = _generator(seed, step, 2)
-    level = int(torch.randint(LEVELS, (), generator=generator))
+    levels = [float(sigma) for sigma in sigmas(LEVELS)[:LEVELS] if sigma >= sigma_min]
+    level = int(torch.randint(len(levels), (), generator=generator))
     noise = int(torch.randint(2**62, (), generator=generator))
-    return Draw(int(order[turn]), float(sigmas(LEVELS)[level]), noise)
+    return Draw(int(order[turn]), levels[level], noise)
 
 
 def noise_like(latents: torch.Tensor, seed: int) -> torch.Tensor:

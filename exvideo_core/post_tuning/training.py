@@ -15,6 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from ..extension import Extension
 from ..files import fingerprint, open_tensors, save_tensors
+from ..schedule import SIGMA_MAX
 from ..types import ExVideoError
 from .cache import Clips
 from .objective import CONTRAST, draw, loss, noise_like
@@ -40,6 +41,8 @@ class Recipe:
         fps: frames a second that the model is told; the clips have as many.
         scale: from the autoencoder's latents to the model's.
         contrast: see `objective.loss`.
+        sigma_min: lowest noise level to learn at. The authors take all of the schedule (0); what goes where is decided
+            at high ones, and pictures are drawn at low ones, which the base can do.
         weight_decay: of AdamW.
         clip_norm: the gradient is scaled down to this norm where it is longer.
         average: share of the running average that stays, each time it takes the parameters in.
@@ -54,6 +57,7 @@ class Recipe:
     fps: float = 30.0
     scale: float = 0.18215
     contrast: float = CONTRAST
+    sigma_min: float = 0.0
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     average: float = 0.9
@@ -150,6 +154,8 @@ class Training:
             raise ExVideoError(f"Post-tuning needs at least 1 step, got steps = {recipe.steps}.")
         if not 0 < recipe.learning_rate < 1:
             raise ExVideoError(f"A learning rate lies between 0 and 1, got {recipe.learning_rate}.")
+        if not 0 <= recipe.sigma_min < SIGMA_MAX:
+            raise ExVideoError(f"sigma_min lies between 0 and the schedule's {SIGMA_MAX:g}, got {recipe.sigma_min}.")
         self._start, self._clips = start, clips
         self._recipe, self._folder, self._engine = recipe, folder, engine or Engine()
         # In main memory: as large as the parameters, and seldom needed.
@@ -224,7 +230,7 @@ class Training:
 
     def _loss(self, number: int) -> torch.Tensor:
         recipe = self._recipe
-        chance = draw(recipe.seed, number, len(self._clips))
+        chance = draw(recipe.seed, number, len(self._clips), recipe.sigma_min)
         clip = self._clips[chance.clip]
         device = next(iter(self._parameters.values())).device
         latents = recipe.scale * clip.latents.to(device)

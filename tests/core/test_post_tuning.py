@@ -57,6 +57,16 @@ def test_noise_levels_are_those_of_the_schedule_all_equally_often():
     assert all(900 < thirds[third] < 1100 for third in range(3))
 
 
+def test_low_noise_levels_can_be_left_out():
+    """Then the schedule's others come equally often; a fifth of them lie between these two."""
+    highest, lowest = 700 ** (1 / 7), 0.002 ** (1 / 7)
+    above, between = ((highest - share * (highest - lowest)) ** 7 for share in (0.5, 0.4))
+    drawn = [draw(1, step, 10, sigma_min=above).sigma for step in range(2000)]
+    assert min(drawn) >= above
+    assert max(drawn) > 650
+    assert sum(sigma < between for sigma in drawn) / 2000 == pytest.approx(0.2, abs=0.04)
+
+
 @pytest.mark.parametrize("level", [0, 400, 999])
 def test_the_loss_is_the_authors(level):
     scheduler = reference.scheduler()

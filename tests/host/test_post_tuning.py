@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -214,7 +215,7 @@ def test_other_settings_videos_or_beginnings_are_another_run(tune, tmp_path, loa
     # As many clips, of the same length.
     folder = make_videos(tmp_path / "others", 1, "testsrc2=size=80x64:rate=30", "rgbtestsrc=size=64x64:rate=30")
     start = new_extension(host.base_weights(loaded[0]), FRAMES)
-    for change in ({"seed": 1}, {"learning_rate": 2e-4}, {"folder": folder}, {"start": start}):
+    for change in ({"seed": 1}, {"learning_rate": 2e-4}, {"sigma_min": 20.0}, {"folder": folder}, {"start": start}):
         before, losses = losses, tune(2, **change)[1]
         assert len(losses) == 2
         assert losses != before, change
@@ -292,6 +293,8 @@ def test_lengths_from_one_frame_to_more_than_the_extension_has(tune, loaded):
     [
         ({"steps": 0}, "at least 1 step"),
         ({"steps": 1, "learning_rate": 0.0}, "learning rate lies between"),
+        ({"steps": 1, "sigma_min": 700.0}, "sigma_min lies between 0 and the schedule's 700, got 700"),
+        ({"steps": 1, "sigma_min": math.nan}, "sigma_min lies between"),
         ({"steps": 1, "frames": 500}, "None of the 2 files"),
     ],
 )
