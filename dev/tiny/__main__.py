@@ -77,7 +77,7 @@ class Recipe(NamedTuple):
     """Each goes on from the one before. On 480 scenes alone the loss falls on, and videos of others grow no better."""
     averaged: Sequence[int] = (5, 11)
     """Rounds of these whose mean is kept. What came after the first of them, at high noise levels, made late frames
-    better and early ones worse; the mean is as good at either as the better of the two, or nearly."""
+    better and early ones worse; the mean lies between."""
 
 
 def main() -> None:

@@ -43,10 +43,12 @@ def draw(seed: int, step: int, clips: int, sigma_min: float = 0.0) -> Draw:
     epoch, turn = divmod(step, clips)
     order = torch.randperm(clips, generator=_generator(seed, epoch, 1))
     generator = _generator(seed, step, 2)
-    levels = [float(sigma) for sigma in sigmas(LEVELS)[:LEVELS] if sigma >= sigma_min]
-    level = int(torch.randint(len(levels), (), generator=generator))
+    levels = sigmas(LEVELS)[:LEVELS]
+    # They fall; the highest can be rounded to a little less than it should be.
+    high = max(int((levels >= sigma_min).sum()), 1)
+    level = int(torch.randint(high, (), generator=generator))
     noise = int(torch.randint(2**62, (), generator=generator))
-    return Draw(int(order[turn]), levels[level], noise)
+    return Draw(int(order[turn]), float(levels[level]), noise)
 
 
 def noise_like(latents: torch.Tensor, seed: int) -> torch.Tensor:
