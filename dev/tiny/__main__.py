@@ -137,7 +137,7 @@ def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
             _say("extension", progress.step, progress.losses, begun)
 
     losses: list[float] = []
-    kept = []
+    averaged = []
     for turn, (steps, learning_rate, learns_from, sigma_min) in enumerate(recipe.extension):
         run, videos = FOLDER / f"extension_{turn}", _videos(learns_from)
         encoded(videos, CACHE, clip_vision, vae)
@@ -148,8 +148,8 @@ def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
             )
         losses += more
         if turn in recipe.averaged:
-            kept.append(learned.tensors)
-    mean = {key: torch.stack([each[key] for each in kept]).mean(0) for key in learned.tensors}
+            averaged.append(learned.tensors)
+    mean = {key: torch.stack([each[key] for each in averaged]).mean(0) for key in learned.tensors}
     learned = replace(learned, tensors=mean)
     extension.write_extension(learned, KEPT / "extension.safetensors", metadata=_NOTES)
     core("post_tuning.curve").loss_curve(losses).save(KEPT / "extension.png")

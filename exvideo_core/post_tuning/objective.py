@@ -44,9 +44,8 @@ def draw(seed: int, step: int, clips: int, sigma_min: float = 0.0) -> Draw:
     order = torch.randperm(clips, generator=_generator(seed, epoch, 1))
     generator = _generator(seed, step, 2)
     levels = sigmas(LEVELS)[:LEVELS]
-    # They fall; the highest can be rounded to a little less than it should be.
-    high = max(int((levels >= sigma_min).sum()), 1)
-    level = int(torch.randint(high, (), generator=generator))
+    levels = levels[levels >= sigma_min]
+    level = int(torch.randint(len(levels), (), generator=generator))
     noise = int(torch.randint(2**62, (), generator=generator))
     return Draw(int(order[turn]), float(levels[level]), noise)
 
