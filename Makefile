@@ -29,8 +29,9 @@ demo:
 test:
 	@$(PYTHON) -m dev.test $(ARGS)
 
+# A browser that crashed says nothing about the page: that test, and no other, is run again.
 page: host
-	@.venv/bin/python -P -m pytest -m page tests/page $(ARGS)
+	@.venv/bin/python -P -m pytest -m page --reruns 2 --only-rerun "Target crashed" tests/page $(ARGS)
 
 parity: host
 	@.venv/bin/python -P -m pytest -m "long or not long" tests/host/test_parity.py tests/host/test_full_size.py $(ARGS)

@@ -86,15 +86,26 @@ class Page:
         headers = {"Content-Type": "application/json"}
         local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         local.open(urllib.request.Request(f"{self._url}/settings", body, headers), timeout=30).close()
-        self._browser = _playwright().chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        self.tab = self._browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
-        self.tab.set_default_timeout(60_000)
-        self.reload()
+        self._open()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._browser is not None:
             self._browser.close()
+
+    def _open(self) -> None:
+        self._browser = _playwright().chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        self.tab = self._browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
+        self.tab.set_default_timeout(60_000)
+        self.reload()
+
+    def revive(self) -> None:
+        """Open the page in a new browser if this one has crashed."""
+        try:
+            self.tab.evaluate("() => 0")
+        except Error:
+            self.__exit__()
+            self._open()
 
     def reload(self) -> None:
         """Open the page anew."""

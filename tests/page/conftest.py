@@ -43,6 +43,13 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def page(server):
+def opened(server):
     with Page(server.url) as page:
         yield page
+
+
+@pytest.fixture
+def page(opened):
+    """One page for many tests, whole again for the next one if the browser crashed in one."""
+    opened.revive()
+    return opened
