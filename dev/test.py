@@ -44,7 +44,9 @@ def main(pytest_arguments: list[str]) -> int:
     if pytest_arguments:
         steps += [([*pytest, *pytest_arguments], child)]
     else:
-        together = ["-n", str(PROCESSES), "--dist", "loadfile", "-m", f"{QUICK} and not alone"]
+        # In the order of tests/conftest.py, instead of files with many tests first.
+        spread = ["-n", str(PROCESSES), "--dist", "loadfile", "--no-loadscope-reorder"]
+        together = [*spread, "-m", f"{QUICK} and not alone"]
         steps += [([*pytest, *together], share)]
         if with_host:
             steps += [([*pytest, "-m", f"{QUICK} and alone"], child)]

@@ -17,6 +17,14 @@ WITHOUT_HOST = os.environ.get("EXVIDEO_HOST") == "none"
 collect_ignore = ["host", "install", "server"] if WITHOUT_HOST else []
 
 
+FIRST = "test_trained.py"
+"""The file that takes longest: begun last, it would keep one process waiting for another."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != FIRST)
+
+
 def pytest_report_header() -> str:
     left_out = "none (EXVIDEO_HOST=none: tests/host, tests/install and tests/server are left out)"
     return f"ComfyUI: {left_out if WITHOUT_HOST else HOST}"
