@@ -90,7 +90,7 @@ class Server:
 
     def start(self) -> None:
         """Prepare the folder, start, and wait until it answers and has the pack's nodes."""
-        self.port = _free_port() if self.port is None else _check_port(self.port)
+        self.port = free_port() if self.port is None else _check_port(self.port)
         _prepare(self.base, self.pack, self.pack_name)
         cpu = self.cpu if self.cpu is not None else not _has_accelerator(self.python)
         command = [str(self.python), "main.py", *self._arguments(), *(["--cpu"] if cpu else []), *self.extra_args]
@@ -217,7 +217,8 @@ def _write_model_paths(comfyui: Path, base: Path) -> Path:
     return path
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens at now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

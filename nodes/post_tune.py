@@ -12,7 +12,8 @@ from ..exvideo_core import host
 from ..exvideo_core.budget import BUDGETS
 from ..exvideo_core.extension import Extension
 from ..exvideo_core.post_tuning.curve import loss_curve
-from ..exvideo_core.post_tuning.training import Progress, Recipe
+from ..exvideo_core.post_tuning.recipe import Recipe
+from ..exvideo_core.post_tuning.training import Progress
 from ..exvideo_core.types import ExVideoError
 from .schema import MAX_FRAMES, ExVideo, advanced, schema, seed_input
 

@@ -124,7 +124,7 @@ def _base(
 
 def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
     """Post-tune, as anybody would."""
-    extension, host, training = core("extension"), core("host"), core("post_tuning.training")
+    extension, host, post_tuning = core("extension"), core("host"), core("post_tuning.recipe")
     checkpoint = FOLDER / core("tiny").CHECKPOINT
     half = {key: tensor.half() for key, tensor in parts.items()}
     core("files").save_tensors(checkpoint, half, {"title": "ExVideo tiny model, trained on scenes"})
@@ -141,7 +141,9 @@ def _extension(parts: dict[str, torch.Tensor], recipe: Recipe) -> None:
     for turn, (steps, learning_rate, learns_from, sigma_min) in enumerate(recipe.extension):
         run, videos = FOLDER / f"extension_{turn}", _videos(learns_from)
         encoded(videos, CACHE, clip_vision, vae)
-        settings = training.Recipe(steps, learning_rate, seed=turn, average=0.95, save_every=100, sigma_min=sigma_min)
+        settings = post_tuning.Recipe(
+            steps, learning_rate, seed=turn, average=0.95, save_every=100, sigma_min=sigma_min
+        )
         with quick_group_norms():
             learned, more = host.post_tune(
                 model, learned, clip_vision, vae, videos, (SIDE, SIDE), settings, run, on_step=on_step

@@ -66,7 +66,7 @@ def _trained(frozen: Sequence[str], steps: int, learning_rate: float) -> Any:
     shape = core("types").ClipShape(LONG, SIDE, SIDE)
     encoder = learning.Encoder(clip_vision, vae)
     clips = cache.cache_clips(videos_of(FOLDER, PACE), shape, FPS, encoder, FOLDER / "post_tuning_cache")
-    recipe = training.Recipe(steps, learning_rate, average=0.95, scale=learning.latent_scale(model))
+    recipe = core("post_tuning.recipe").Recipe(steps, learning_rate, average=0.95, scale=learning.latent_scale(model))
     with learning.trainable(model, start, None) as (denoise, parameters):
         held = {key for key in parameters if any(part in key for part in frozen)}
         for key in held:

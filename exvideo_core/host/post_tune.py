@@ -13,7 +13,9 @@ from ..extension import Extension, longer_extension, write_extension
 from ..files import whole_or_nothing
 from ..post_tuning.cache import cache_clips
 from ..post_tuning.curve import loss_curve
-from ..post_tuning.training import Engine, Progress, Recipe, Training
+from ..post_tuning.engine import Engine
+from ..post_tuning.recipe import Recipe
+from ..post_tuning.training import Progress, Training
 from ..types import ClipShape, ExVideoError
 from .learning import Encoder, computes_in_half, latent_scale, trainable, training_memory
 from .patch import require_svd
@@ -70,8 +72,7 @@ def post_tune(
     engine = engine or Engine()
     budget = training_budget(memory, *training_memory(model, shape.latent, engine.processes if engine.spread else 1))
     with trainable(model, extension, budget) as (denoise, parameters):
-        if computes_in_half(model):
-            engine.learns_in_half()
+        engine.in_half = computes_in_half(model)
         training = Training(denoise, parameters, extension, clips, recipe, folder, engine)
         if training.load():
             log.info("ExVideo post-tuning goes on at step %d.", training.progress.step)

@@ -23,8 +23,11 @@ from ..budget import BUDGETS
 from ..extension import new_extension, read_extension
 from ..standalone import become_host
 from ..types import ExVideoError
+from .engine import Engine
 from .many import Accelerated, Sharded
-from .training import Engine, Progress, Recipe
+from .recipe import Recipe
+from .training import Progress
+from .zero import Zero
 
 log = logging.getLogger("exvideo_core.post_tuning")
 
@@ -74,6 +77,8 @@ def _engine(shard: bool) -> Engine:
     # would spread the frozen weights, too, and needs GPUs.
     shard = os.environ.pop("ACCELERATE_USE_FSDP", "") == "true" or shard
     if "WORLD_SIZE" in os.environ:
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+            return Zero()
         return Sharded() if shard else Accelerated()
     if shard:
         raise ExVideoError("--shard spreads training over several devices: start it by accelerate launch or torchrun.")

@@ -1,4 +1,7 @@
-"""Several processes, by Hugging Face's accelerate: how they are spread over devices is said to `accelerate launch`."""
+"""Several processes, by Hugging Face's accelerate: how they are spread over devices is said to `accelerate launch`.
+
+With DeepSpeed they are in `zero.py`.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +12,42 @@ from typing import Any
 import torch
 
 from ..types import ExVideoError
-from .training import Engine, Parameters
+from .engine import Engine, Parameters
+
+
+def imported(library: str) -> Any:
+    """A library that only several devices need.
+
+    Raises:
+        ExVideoError: it is not installed.
+    """
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise ExVideoError(
+            f"Post-tuning on several devices so needs {library}: install it into the Python of ComfyUI "
+            f"(pip install {library})."
+        ) from error
 
 
 class Accelerated(Engine):
     """The processes that `accelerate launch` started. Each learns from clips of its own; their gradients are averaged.
 
     Raises:
-        ExVideoError: accelerate is not installed, or is to spread the model in a way of its own.
+        ExVideoError: accelerate is not installed.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        try:
-            accelerate = importlib.import_module("accelerate")
-        except ImportError as error:
-            raise ExVideoError(
-                "Post-tuning on several devices needs accelerate: install it into the Python of ComfyUI "
-                "(pip install accelerate)."
-            ) from error
-        # Queries and keys for a single token have no gradient at all.
-        unused = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
-        self._accelerator = accelerate.Accelerator(kwargs_handlers=[unused])
-        if self._accelerator.distributed_type in ("DEEPSPEED", "MEGATRON_LM"):
-            raise ExVideoError(
-                f"Post-tuning does not run under accelerate's {self._accelerator.distributed_type.value}. Choose its "
-                "FSDP, or give post-tuning --shard: both spread what it learns over the devices, as ZeRO's stage 2."
-            )
+        accelerate = imported("accelerate")
+        self._accelerator = accelerate.Accelerator(kwargs_handlers=self.handlers(accelerate))
         self.rank, self.processes = self._accelerator.process_index, self._accelerator.num_processes
 
-    def prepare(self, denoise: Any, parameters: Parameters) -> tuple[Any, Parameters]:
+    def handlers(self, accelerate: Any) -> list[Any]:
+        """What accelerate is told beside the flags of `accelerate launch`."""
+        # Queries and keys for a single token have no gradient at all.
+        return [accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)]
+
+    def placed(self, denoise: Any, parameters: Parameters) -> tuple[Any, Parameters]:
         return self._accelerator.prepare(denoise), parameters
 
     def backward(self, value: torch.Tensor) -> None:
@@ -60,7 +69,7 @@ class Sharded(Accelerated):
 
     spread = True
 
-    def prepare(self, denoise: Any, parameters: Parameters) -> tuple[Any, Parameters]:
+    def placed(self, denoise: Any, parameters: Parameters) -> tuple[Any, Parameters]:
         try:  # here, because not every torch has these
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard

@@ -5,113 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.amp.grad_scaler import GradScaler
 
 from ..extension import Extension
 from ..files import fingerprint, open_tensors, save_tensors
 from ..schedule import SIGMA_MAX
 from ..types import ExVideoError
 from .cache import Clips
-from .objective import CONTRAST, draw, loss, noise_like
+from .engine import MOMENTS, Engine, Parameters
+from .objective import draw, loss, noise_like
+from .recipe import Recipe
 
 STATE = "training.state"
 """A .safetensors file, under a name that no list of models shows."""
-AUTHORS_LEARNING_RATE = 1e-5
 
 log = logging.getLogger(__name__)
 
 Denoise = Callable[..., torch.Tensor]
-Parameters = Mapping[str, torch.nn.Parameter]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        steps: in all, those of earlier runs that this one goes on from included.
-        learning_rate: of AdamW. The authors take 1e-5.
-        seed: of the order of clips, noise levels and noise.
-        fps: frames a second that the model is told; the clips have as many.
-        scale: from the autoencoder's latents to the model's.
-        contrast: see `objective.loss`.
-        sigma_min: lowest noise level to learn at. The authors take all of the schedule (0); what goes where is decided
-            at high ones, and pictures are drawn at low ones, which the base can do.
-        weight_decay: of AdamW.
-        clip_norm: the gradient is scaled down to this norm where it is longer.
-        average: share of the running average that stays, each time it takes the parameters in.
-        average_every: steps between these times.
-        save_every: steps between checkpoints.
-        accumulate: clips to a step.
-    """
-
-    steps: int
-    learning_rate: float = AUTHORS_LEARNING_RATE
-    seed: int = 0
-    fps: float = 30.0
-    scale: float = 0.18215
-    contrast: float = CONTRAST
-    sigma_min: float = 0.0
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    average: float = 0.9
-    average_every: int = 10
-    save_every: int = 500
-    accumulate: int = 1
-
-
-class Engine:
-    """One device. What several processes do otherwise is in `many.py`.
-
-    Attributes:
-        rank, processes: which of how many processes this is.
-        spread: whether parameters, gradients and moments lie in parts on the devices of several processes.
-    """
-
-    rank, processes, spread = 0, 1, False
-
-    def __init__(self) -> None:
-        self.scaler = GradScaler(enabled=False)
-
-    def learns_in_half(self) -> None:
-        """Passes compute in float16, in which gradients would vanish; scaled up they do not."""
-        self.scaler = GradScaler()
-
-    def prepare(self, denoise: Any, parameters: Parameters) -> tuple[Any, Parameters]:
-        """Before the optimiser is made: the model, and its parameters, as this engine needs them."""
-        return denoise, parameters
-
-    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A parameter or moment as one; by all processes at once."""
-        return tensor
-
-    def part(self, tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-        """Of a whole tensor, what of it lies here where `parameter` does."""
-        return tensor.to(parameter.device)
-
-    def backward(self, value: torch.Tensor) -> None:
-        torch.autograd.backward(self.scaler.scale(value))
-
-    def step(self, optimizer: Any, parameters: Parameters, clip_norm: float) -> float:
-        """Take a step, unless the gradient is not finite; returns its norm."""
-        self.scaler.unscale_(optimizer)
-        norm = float(self.whole(torch.nn.utils.clip_grad_norm_(parameters.values(), clip_norm).detach()))
-        if self.scaler.is_enabled():
-            self.scaler.step(optimizer)
-            self.scaler.update()
-        elif math.isfinite(norm):
-            optimizer.step()
-        return norm
-
-    def mean(self, value: float) -> float:
-        """Over all processes."""
-        return value
 
 
 @dataclass
@@ -160,10 +75,7 @@ class Training:
         self._recipe, self._folder, self._engine = recipe, folder, engine or Engine()
         # In main memory: as large as the parameters, and seldom needed.
         self._average = {key: parameter.detach().cpu().clone() for key, parameter in parameters.items()}
-        self._denoise, self._parameters = self._engine.prepare(denoise, parameters)
-        self._optimizer = torch.optim.AdamW(
-            self._parameters.values(), recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+        self._denoise, self._parameters = self._engine.prepare(denoise, parameters, recipe)
         self._begun_from = fingerprint(start.tensors)
         self.progress = Progress()
 
@@ -197,7 +109,8 @@ class Training:
     def extension(self) -> Extension:
         """What has been learned: the running average, once there is one of several."""
         averaged = self.progress.step >= 2 * self._recipe.average_every
-        tensors = self._average if averaged else {k: self._whole(p).clone() for k, p in self._parameters.items()}
+        value = self._engine.value
+        tensors = self._average if averaged else {k: value(p).cpu().clone() for k, p in self._parameters.items()}
         texts = {"training": json.dumps({**asdict(self._recipe), "steps": self.progress.step})}
         return Extension(dict(tensors), self._start.num_frames, {**self._start.metadata, **texts})
 
@@ -210,14 +123,8 @@ class Training:
             if not math.isfinite(total):
                 raise self._diverged(step, "loss")
             engine.backward(value)
-        for parameter in self._parameters.values():
-            # AdamW's weight decay acts on weights without a gradient, too: queries and keys of a single token.
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        norm = engine.step(self._optimizer, self._parameters, recipe.clip_norm)
-        self._optimizer.zero_grad(set_to_none=True)
         # In half precision it is now and then, which a smaller scale mends.
-        if not math.isfinite(norm) and not engine.scaler.is_enabled():
+        if not math.isfinite(engine.step()) and not engine.in_half:
             raise self._diverged(step, "gradient")
         return total
 
@@ -245,10 +152,7 @@ class Training:
         # As an average of few, as long as there are few, or it would stay near where training began.
         stays = min(self._recipe.average, (times - 1) / (times + 1))
         for key, parameter in self._parameters.items():
-            self._average[key].lerp_(self._whole(parameter), 1 - stays)
-
-    def _whole(self, parameter: torch.Tensor) -> torch.Tensor:
-        return self._engine.whole(parameter.detach()).cpu()
+            self._average[key].lerp_(self._engine.value(parameter).cpu(), 1 - stays)
 
     def _try_to_save(self) -> None:
         """Keep the state; where that fails, of a full disk, say, the training goes on and the state before it stays."""
@@ -262,15 +166,14 @@ class Training:
     def save(self) -> None:
         """Write the state into the folder, whole or not at all; of several processes the first writes."""
         assert self._folder is not None
-        tensors, whole = {f"average.{key}": tensor for key, tensor in self._average.items()}, self._engine.whole
+        tensors = {f"average.{key}": tensor for key, tensor in self._average.items()}
         for key, parameter in self._parameters.items():
-            state = self._optimizer.state.get(parameter, {})
-            tensors |= {f"{name}.{key}": whole(state[name]) for name in ("exp_avg", "exp_avg_sq") if name in state}
-            tensors[f"parameter.{key}"] = whole(parameter.detach())
+            tensors[f"parameter.{key}"] = self._engine.value(parameter)
+            tensors |= {f"{name}.{key}": moment for name, moment in self._engine.moments(parameter).items()}
         if self._engine.rank:
             return
         texts = {"step": str(self.progress.step), "losses": json.dumps(self.progress.losses)}
-        texts |= {"recipe": self._settings(), "scaler": json.dumps(self._engine.scaler.state_dict())}
+        texts |= {"recipe": self._settings(), "scaler": json.dumps(self._engine.scaling())}
         save_tensors(self._folder / STATE, tensors, texts)
 
     def load(self) -> bool:
@@ -282,14 +185,12 @@ class Training:
             same = all(shapes.get(f"parameter.{key}") == p.shape for key, p in self._parameters.items())
             if not same or texts.get("recipe") != self._settings():
                 return False
-            step, part = int(texts["step"]), self._engine.part
+            step = int(texts["step"])
             for key, parameter in self._parameters.items():
-                with torch.no_grad():
-                    parameter.copy_(part(file.get_tensor(f"parameter.{key}"), parameter))
+                value, *moments = (file.get_tensor(f"{name}.{key}") for name in ("parameter", *MOMENTS))
+                self._engine.go_on(parameter, value, dict(zip(MOMENTS, moments, strict=True)), step)
                 self._average[key].copy_(file.get_tensor(f"average.{key}"))
-                moments = {n: part(file.get_tensor(f"{n}.{key}"), parameter) for n in ("exp_avg", "exp_avg_sq")}
-                self._optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
-            self._engine.scaler.load_state_dict(json.loads(texts["scaler"]))
+            self._engine.scale_as(json.loads(texts["scaler"]))
             self.progress = Progress(step, json.loads(texts["losses"]))
         return True
 

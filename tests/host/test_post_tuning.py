@@ -15,7 +15,7 @@ from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.extension import new_extension, read_extension
 from exvideo_pack.exvideo_core.post_tuning import training
 from exvideo_pack.exvideo_core.post_tuning.objective import draw, loss, noise_like
-from exvideo_pack.exvideo_core.post_tuning.training import Recipe
+from exvideo_pack.exvideo_core.post_tuning.recipe import Recipe
 from exvideo_pack.exvideo_core.svd import UNET_PREFIX, SVDLayout, UNetLayout
 from exvideo_pack.exvideo_core.tiny import LAYOUT, draw_checkpoint, draw_extension
 from exvideo_pack.exvideo_core.types import ExVideoError

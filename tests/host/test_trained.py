@@ -8,7 +8,8 @@ from exvideo_pack.exvideo_core.host.learning import Encoder, latent_scale, train
 from exvideo_pack.exvideo_core.post_tuning.cache import Clip
 from exvideo_pack.exvideo_core.post_tuning.motion import motion_bucket, motion_score
 from exvideo_pack.exvideo_core.post_tuning.objective import loss, noise_like
-from exvideo_pack.exvideo_core.post_tuning.training import Recipe, Training
+from exvideo_pack.exvideo_core.post_tuning.recipe import Recipe
+from exvideo_pack.exvideo_core.post_tuning.training import Training
 from exvideo_pack.exvideo_core.schedule import sigmas
 from exvideo_pack.exvideo_core.tiny import CHECKPOINT
 

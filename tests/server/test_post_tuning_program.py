@@ -1,10 +1,12 @@
 """Post-tuning from the command line: killed and gone on with, and in two processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
@@ -14,9 +16,14 @@ from safetensors.torch import load_file
 
 from dev.environment import ROOT
 from dev.inside import host_path
+from dev.server import free_port
 from exvideo_core.tiny import CHECKPOINT, write_tiny_model
 
 pytestmark = pytest.mark.slow
+
+TWO = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port={port}")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port={port}")
+FSDP, ZERO_2 = (*ACCELERATE, "--use_fsdp"), (*ACCELERATE, "--use_deepspeed", "--zero_stage=2")
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +42,16 @@ def program(tmp_path_factory):
     ]  # fmt: skip
 
 
-def start(program, output, *options, processes=1, fsdp=False):
-    many = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
-    if fsdp:
-        many = ["-m", "accelerate.commands.launch", "--use_fsdp", f"--num_processes={processes}"]
-    command = [sys.executable, *many, *program, f"--output={output}", *options, "--", "--cpu"]
+def start(program, output, *options, launched=()):
+    launcher = [word.format(port=free_port()) for word in launched]
+    command = [sys.executable, *launcher, *program, f"--output={output}", *options, "--", "--cpu"]
     # One thread each, so that all sums are in the same order.
-    env = {**os.environ, "COMFYUI_PATH": str(host_path()), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    env = {**os.environ, "COMFYUI_PATH": str(host_path()), "OMP_NUM_THREADS": "1"}
+    if launched == ZERO_2:  # which compiles a part of its own, by the ninja that was installed with it
+        env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+        env["TORCH_EXTENSIONS_DIR"] = str(output.parent / "compiled")
+    else:  # what accelerate knows no DeepSpeed with
+        env["ACCELERATE_USE_CPU"] = "true"
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -70,21 +80,32 @@ def test_a_killed_run_goes_on_to_the_same_numbers(program, tmp_path):
     same(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_two_processes_learn_as_one_that_takes_two_clips_a_step(program, tmp_path):
-    finished(start(program, tmp_path / "one", "--steps=3", "--accumulate=2"))
-    said = finished(start(program, tmp_path / "two", "--steps=3", processes=2))
+@pytest.fixture(scope="module")
+def one(program, tmp_path_factory):
+    """What one process learns that takes two clips a step."""
+    folder = tmp_path_factory.mktemp("one")
+    finished(start(program, folder, "--steps=3", "--accumulate=2"))
+    return folder
+
+
+def test_two_processes_learn_as_one(program, one, tmp_path):
+    said = finished(start(program, tmp_path / "two", "--steps=3", launched=TWO))
     assert said.count("step 3 of 3") == 1
-    same(tmp_path / "one", tmp_path / "two", tolerance=1e-6)
+    same(one, tmp_path / "two", tolerance=1e-6)
 
 
-def test_two_processes_that_share_parameters_and_moments_learn_the_same(program, tmp_path):
-    """Also where a run was stopped, and gone on with; by accelerate's own flag, too."""
-    finished(start(program, tmp_path / "one", "--steps=3", "--accumulate=2"))
-    finished(start(program, tmp_path / "shared", "--steps=1", "--shard", processes=2))
-    said = finished(start(program, tmp_path / "shared", "--steps=3", processes=2, fsdp=True))
+@pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed compiles a part of its own: it takes a C++ compiler")
+@pytest.mark.parametrize(
+    ("begun", "gone_on"), [(TWO, ZERO_2), (ZERO_2, FSDP)], ids=["shared, then ZeRO", "ZeRO, then FSDP"]
+)
+def test_two_processes_that_share_moments_learn_the_same(program, one, tmp_path, begun, gone_on):
+    """Also where a run was stopped, and gone on with; by accelerate's own flags, too."""
+    options = ("--shard",) if begun == TWO else ()
+    finished(start(program, tmp_path / "shared", "--steps=1", *options, launched=begun))
+    said = finished(start(program, tmp_path / "shared", "--steps=3", launched=gone_on))
     assert said.count("step 3 of 3") == 1
     assert "goes on at step 1" in said
-    same(tmp_path / "one", tmp_path / "shared", tolerance=1e-6)
+    same(one, tmp_path / "shared", tolerance=1e-6)
 
 
 def same(one, other, tolerance=0.0):

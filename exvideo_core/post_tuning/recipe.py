@@ -1,0 +1,45 @@
+"""The settings of a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .objective import CONTRAST
+
+AUTHORS_LEARNING_RATE = 1e-5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        steps: in all, those of earlier runs that this one goes on from included.
+        learning_rate: of AdamW. The authors take 1e-5.
+        seed: of the order of clips, noise levels and noise.
+        fps: frames a second that the model is told; the clips have as many.
+        scale: from the autoencoder's latents to the model's.
+        contrast: see `objective.loss`.
+        sigma_min: lowest noise level to learn at. The authors take all of the schedule (0); what goes where is decided
+            at high ones, and pictures are drawn at low ones, which the base can do.
+        weight_decay: of AdamW.
+        clip_norm: the gradient is scaled down to this norm where it is longer.
+        average: share of the running average that stays, each time it takes the parameters in.
+        average_every: steps between these times.
+        save_every: steps between checkpoints.
+        accumulate: clips to a step.
+    """
+
+    steps: int
+    learning_rate: float = AUTHORS_LEARNING_RATE
+    seed: int = 0
+    fps: float = 30.0
+    scale: float = 0.18215
+    contrast: float = CONTRAST
+    sigma_min: float = 0.0
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    average: float = 0.9
+    average_every: int = 10
+    save_every: int = 500
+    accumulate: int = 1
