@@ -41,6 +41,19 @@ def quality(video: torch.Tensor, what: Scene, fps: float = 30.0) -> Quality:
     return Quality(-10 * error.log10(), alike, _place_error(video, right, backdrop(what, side)))
 
 
+def astray(place: torch.Tensor, what: Scene, fps: float = 30.0) -> float:
+    """Error of place by the way that the shape has gone, over the last fifth of a video: by how much its pace is wrong.
+
+    Short videos and long ones can be compared by it: who misjudges a pace is the further off the longer it goes on.
+
+    Args:
+        place: error of place, [T], in sides.
+    """
+    gone = what.speed * torch.arange(len(place)) / fps
+    end = len(place) - max(len(place) // 5, 1)
+    return float((place[end:] / gone[end:]).mean())
+
+
 def flicker(video: torch.Tensor, what: Scene, fps: float = 30.0) -> float:
     """Mean change from frame to frame by that of the right video: 1 is right, less is stiff, more flickers."""
     right = render(what, len(video), video.shape[1], fps)

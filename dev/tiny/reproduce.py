@@ -21,7 +21,7 @@ from dev.environment import ROOT
 from dev.tiny.autoencoder import SIDE
 from dev.tiny.base import FRAMES
 from dev.tiny.data import HELD_OUT, LONG
-from dev.tiny.quality import by_parts, flicker, frechet, quality
+from dev.tiny.quality import astray, by_parts, flicker, frechet, quality
 from dev.tiny.scenes import RING, Scene, render, scene
 from dev.tiny.ways import Studio
 
@@ -74,8 +74,9 @@ def main() -> None:
 
 def _heading(first: list[str]) -> None:
     measures = [f"{measure}, {part}" for measure in ("PSNR", "SSIM", "place") for part in PARTS]
-    cells = [*first, *measures, "flicker", "Fréchet"]
-    print("PSNR in dB; place: error of the shape's place in % of a side; each by frames. Flicker: 1 is right.")
+    cells = [*first, *measures, "astray", "flicker", "Fréchet"]
+    print("PSNR in dB; place: error of the shape's place in % of a side; each by frames. Astray: that error at the end")
+    print("of the video, its last fifth, in % of the way that the shape has gone. Flicker: 1 is right.")
     print("| " + " | ".join(cells) + " |\n|" + "---|" * len(cells))
 
 
@@ -85,6 +86,8 @@ def _row(first: list[str], studio: Studio, videos: list[torch.Tensor], scenes: l
     for measure, scale, digits in (("psnr", 1, 1), ("ssim", 1, 3), ("place", 100, 1)):
         mean = torch.stack([getattr(each, measure) for each in found]).mean(0)
         cells += [f"{scale * value:.{digits}f}" for value in by_parts(mean, PARTS).values()]
+    pairs = zip(found, scenes, strict=True)
+    cells.append(f"{100 * sum(astray(each.place, what) for each, what in pairs) / len(scenes):.0f}")
     flickers = [flicker(video, what) for video, what in zip(videos, scenes, strict=True)]
     cells.append(f"{sum(flickers) / len(flickers):.2f}")
     right = [render(what, len(video), video.shape[1]) for video, what in zip(videos, scenes, strict=True)]

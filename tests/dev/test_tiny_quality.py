@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dev.tiny.quality import LOST, by_parts, flicker, frechet, quality
+from dev.tiny.quality import LOST, astray, by_parts, flicker, frechet, quality
 from dev.tiny.scenes import backdrop, render, scene
 
 FRAMES, SIDE = 12, 64
@@ -32,6 +32,16 @@ def test_a_shape_that_stands_still_is_as_far_off_as_the_right_one_has_gone(what)
     assert psnr[-1] < 30
     assert alike[-1] < alike[0]
     assert flicker(still, what) == 0
+
+
+def test_a_shape_with_a_wrong_pace_is_as_far_astray_in_short_videos_as_in_long_ones():
+    """On the way straight ahead, as a disc goes."""
+    what = scene(0, kinds=("disc",))
+    for frames in (10, 50):
+        way = what.speed * torch.arange(frames) / 30
+        assert astray(0.2 * way, what) == pytest.approx(0.2)
+    still = render(what, 1, SIDE).expand(FRAMES, -1, -1, -1)
+    assert astray(quality(still, what).place, what) == pytest.approx(1, abs=0.1)
 
 
 def test_a_shape_that_is_gone_counts_as_lost(what):
