@@ -45,10 +45,10 @@ _FIT = """() => {
     const {canvas, graph} = window.app, boxes = [...graph._nodes, ...graph._groups];
     const least = i => Math.min(...boxes.map(box => box.pos[i])) - 40;
     const most = i => Math.max(...boxes.map(box => box.pos[i] + box.size[i]));
-    const [wide, high] = [canvas.canvas.clientWidth - 80, canvas.canvas.clientHeight - 180];
+    const [wide, high] = [canvas.canvas.clientWidth - 80, canvas.canvas.clientHeight - 280];
     const scale = Math.min(wide / (most(0) - least(0)), high / (most(1) - least(1)), 1);
     canvas.ds.scale = scale;
-    canvas.ds.offset = [-least(0) + 60 / scale, -least(1) + 80 / scale];
+    canvas.ds.offset = [-least(0) + 60 / scale, -least(1) + 180 / scale];
     canvas.setDirty(true, true);
 }"""
 
