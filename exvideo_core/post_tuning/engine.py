@@ -35,6 +35,11 @@ class Engine:
         self.scaler = GradScaler(enabled=self.in_half)
         return denoise, parameters
 
+    @property
+    def scaled(self) -> bool:
+        """Whether gradients are scaled up, so that a smaller scale mends one that is not finite. Not all devices do."""
+        return self.scaler.is_enabled()
+
     def placed(self, denoise: Any, parameters: Parameters) -> tuple[Any, Parameters]:
         """Model and parameters where the devices of this engine have them."""
         return denoise, parameters
@@ -52,7 +57,7 @@ class Engine:
         self.scaler.unscale_(self.optimizer)
         length = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm)
         norm = float(self.whole(length.detach()))
-        if self.in_half:
+        if self.scaled:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         elif math.isfinite(norm):

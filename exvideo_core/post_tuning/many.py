@@ -25,7 +25,7 @@ def imported(library: str) -> Any:
         return importlib.import_module(library)
     except ImportError as error:
         raise ExVideoError(
-            f"Post-tuning on several devices so needs {library}: install it into the Python of ComfyUI "
+            f"Post-tuning on several devices in this way needs {library}: install it into the Python of ComfyUI "
             f"(pip install {library})."
         ) from error
 

@@ -124,7 +124,7 @@ class Training:
                 raise self._diverged(step, "loss")
             engine.backward(value)
         # In half precision it is now and then, which a smaller scale mends.
-        if not math.isfinite(engine.step()) and not engine.in_half:
+        if not math.isfinite(engine.step()) and not engine.scaled:
             raise self._diverged(step, "gradient")
         return total
 

@@ -45,6 +45,10 @@ class Zero(Accelerated):
         self._first = next(iter(parameters.values()))
         return denoise, parameters
 
+    @property
+    def scaled(self) -> bool:
+        return self.in_half
+
     def backward(self, value: torch.Tensor) -> None:
         self._zero.backward(value, scale_wrt_gas=False)
         self._zero.step()  # takes one after every so many losses

@@ -15,8 +15,10 @@ from exvideo_core.extension import longer_extension, new_extension, position_ids
 from exvideo_core.post_tuning.cache import cache_clips
 from exvideo_core.post_tuning.clips import read_clips, video_files
 from exvideo_core.post_tuning.curve import INK, loss_curve
+from exvideo_core.post_tuning.engine import Engine
 from exvideo_core.post_tuning.motion import THRESHOLDS, motion_bucket, motion_score
 from exvideo_core.post_tuning.objective import draw, loss, noise_like
+from exvideo_core.post_tuning.recipe import Recipe
 from exvideo_core.schedule import sigmas
 from exvideo_core.tiny import LAYOUT, draw_checkpoint
 from exvideo_core.types import ClipShape, ExVideoError
@@ -276,3 +278,17 @@ def test_texts_of_the_cache_can_be_read(videos, tmp_path):
     cache_clips(videos, SHAPE, 30, ByEighths(), tmp_path / "cache")
     texts = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*.json")]
     assert {text["video"] for text in texts} == {"a.mp4", "b.webm", "short.mp4", "broken.mp4"}
+
+
+@pytest.mark.parametrize("in_half", [False, True])
+def test_a_gradient_that_is_not_finite_changes_nothing(in_half):
+    """Also in half precision, on devices that do not scale gradients and on those that do."""
+    engine, weight = Engine(), torch.nn.Parameter(torch.ones(3))
+    engine.in_half = in_half
+    engine.prepare(None, {"weight": weight}, Recipe(steps=1, learning_rate=0.1))
+    engine.backward((weight * torch.tensor([1.0, torch.inf, 1.0])).sum())
+    assert not math.isfinite(engine.step())
+    assert (weight == 1).all()
+    engine.backward(weight.sum())
+    assert math.isfinite(engine.step())
+    assert (weight != 1).all()

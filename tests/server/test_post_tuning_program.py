@@ -96,11 +96,18 @@ def test_two_processes_learn_as_one(program, one, tmp_path):
     same(one, tmp_path / "two", tolerance=1e-6)
 
 
-@pytest.mark.skipif(
+DEEPSPEED = pytest.mark.skipif(
     not (find_spec("deepspeed") and shutil.which("c++")), reason="DeepSpeed is on Linux only, and takes a C++ compiler"
 )
+
+
 @pytest.mark.parametrize(
-    ("begun", "gone_on"), [(TWO, ZERO_2), (ZERO_2, FSDP)], ids=["shared, then ZeRO", "ZeRO, then FSDP"]
+    ("begun", "gone_on"),
+    [
+        pytest.param(TWO, FSDP, id="--shard, then FSDP"),
+        pytest.param(TWO, ZERO_2, id="--shard, then ZeRO", marks=DEEPSPEED),
+        pytest.param(ZERO_2, FSDP, id="ZeRO, then FSDP", marks=DEEPSPEED),
+    ],
 )
 def test_two_processes_that_share_moments_learn_the_same(program, one, tmp_path, begun, gone_on):
     """Also where a run was stopped, and gone on with; by accelerate's own flags, too."""
