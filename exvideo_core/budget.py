@@ -85,7 +85,9 @@ def plan_pass(memory: str, one_map: int, free: int, can_park: bool = True, on_cp
     park = can_park and (memory == "low" or (memory != "fast" and held + least > usable))
     if park:
         held = parked
-    return Pass(max(least, min(most, usable - held)), park, (held + least) * 10 // 9)
+    # A power of two: what is free differs a little from pass to pass, and results round by the size of chunks.
+    budget = 1 << (max(least, min(most, usable - held)).bit_length() - 1)
+    return Pass(budget, park, (held + least) * 10 // 9)
 
 
 def training_budget(memory: str, one_map: int, free: int) -> int | None:

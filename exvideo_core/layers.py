@@ -114,8 +114,8 @@ def check_length(frames: int, num_frames: int) -> None:
     if frames > num_frames:
         raise ExVideoError(
             f"This ExVideo extension reaches {num_frames} frames, but the latent has {frames}: "
-            f"lower num_frames to at most {num_frames}. Longer videos are made by ExVideo Long Sampler, in versions "
-            "of this pack that have it, or with ComfyUI's context windows."
+            f"lower num_frames to at most {num_frames}. Longer videos are made by ExVideo Long Sampler, or "
+            "with ComfyUI's context windows."
         )
 
 

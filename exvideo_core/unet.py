@@ -48,8 +48,7 @@ def extended_unet(
         return executor(*args, **kwargs)
 
     patches = options.get("patches", {})
-    plain = kwargs.get("image_only_indicator") is not None or any(options.get("patches_replace", {}).values())
-    plain = plain or not ATTENTION_PATCHES.isdisjoint(patches)
+    plain = kwargs.get("image_only_indicator") is not None or attention_is_patched(options)
     doing = work(args[0])
     if COMPILE in options and ATTENTION_OVERRIDE not in options:
         doing.compile = options[COMPILE]
@@ -69,6 +68,13 @@ def extended_unet(
             routes[layer] = partial(maps.upsample, layer)
     with routed(routes):
         return executor(*args, **kwargs)
+
+
+def attention_is_patched(options: dict[str, Any]) -> bool:
+    """Whether others have put something into the host's transformer blocks, by the host's `transformer_options`."""
+    return any(options.get("patches_replace", {}).values()) or not ATTENTION_PATCHES.isdisjoint(
+        options.get("patches", {})
+    )
 
 
 @contextmanager

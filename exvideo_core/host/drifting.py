@@ -61,7 +61,7 @@ class Drifting:
             weights[frames] += weight
             for added, prediction in zip(sums, found, strict=True):
                 added[frames] += weight * prediction
-        return [added / weights for added in sums]
+        return [added.div_(weights) for added in sums]
 
 
 def with_drifting_windows(model: Any, *settings: Any) -> Any:

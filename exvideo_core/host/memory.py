@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,14 @@ import torch
 
 from ..budget import MIB, Pass, plan_pass
 from ..chunked import Work
+from ..layers import PositionLayers
+from ..unet import attention_is_patched
 
 log = logging.getLogger(__name__)
 OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+WHOLE_CLIPS = 7 * 4
+"""Bytes for each number of a clip's latents that lie on the device while it is denoised in windows: three times in
+float32 in the sampler, twice as conditions, twice as predictions."""
 
 
 def affine(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,21 +42,24 @@ class Memory:
     Attributes:
         setting: a name in `budget.BUDGETS`.
         channels: of the UNet's first level.
-        most: bytes of working memory above which memory has run out; None before it ever did.
+        ran_out: numbers in the latents of a pass in which memory ran out, and bytes that passes as large may work in
+            since; None before it ever did.
     """
 
     setting: str
     channels: int
-    most: int | None = None
+    ran_out: tuple[int, int] | None = None
+    _tried: int | None = None
+    """Bytes that the pass under way works in; None where it is not ours."""
 
     def __call__(self, x: torch.Tensor) -> Work:
         """How a pass over latents [videos · frames, C, H, W] is to be done."""
         on_cpu = comfy.model_management.is_device_cpu(x.device)
         free = 0 if on_cpu else int(comfy.model_management.get_free_memory(x.device))
-        plan = self.plan(x.shape, x.element_size(), x.device, free)
-        if self.most is None:
-            return work(plan.budget, plan.park)
-        return work(min(plan.budget, self.most), _has_its_own_memory(x.device))
+        self._tried, park, _ = self.plan(x.shape, x.element_size(), x.device, free)
+        if self.ran_out is not None and x.numel() >= self.ran_out[0]:
+            self._tried, park = min(self._tried, self.ran_out[1]), _has_its_own_memory(x.device)
+        return work(self._tried, park)
 
     def plan(self, shape: Sequence[int], element: int, device: torch.device, free: int) -> Pass:
         """How a pass over latents [frames, C, H, W], of `element` bytes a number, fits into `free` bytes."""
@@ -65,27 +74,30 @@ class Memory:
         A wrapper around the host's UNet, outside the one that extends it.
         """
         while True:
-            tried = self(args[0]).budget or 0
+            self._tried = None
             try:
                 # The host takes what it adds from lists in here, so a second try needs them whole.
                 return executor(*(_copied(value) for value in args), **kwargs)
             except OUT_OF_MEMORY:
-                if tried <= MIB:
+                # What the host does its own way would only run out again.
+                if self._tried is None or self._tried <= MIB:
                     raise
             # Only now, without the exception, which holds on to all that the pass had.
-            self.most = tried // 4
+            self.ran_out = args[0].numel(), self._tried // 4
             comfy.model_management.soft_empty_cache()
             log.warning(
                 "ExVideo ran out of memory and goes on in smaller chunks, of %d MiB: a smaller setting of memory "
                 "at Apply ExVideo avoids the lost time.",
-                self.most // MIB,
+                self.ran_out[1] // MIB,
             )
 
-    def prepared(self, executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
+    def prepared(
+        self, positions: PositionLayers, executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         """Tell the host, which loads the model for sampling, what a pass takes: far less than it thinks.
 
         A wrapper around the host's preparation. It reckons by the number of images; so it is told of as many as take
-        what a pass takes by its reckoning.
+        what a pass takes by its reckoning. Where the host's own layers do the work, its reckoning is right.
         """
         # Whoever cuts the clip into windows, the host or our own `Drifting`, says how long they are.
         places = ("context_handler", "sampler_calc_cond_batch_function")
@@ -96,8 +108,13 @@ class Memory:
         weights = model.model_size() + sum(part.model_size() for part in model.get_nested_additional_models())
         free = int(comfy.model_management.get_total_memory(device)) - weights
         needed = self.plan([frames, *noise_shape[1:]], dtype.itemsize, device, free).needed
-        one = max(model.model.memory_required([1, *noise_shape[1:]]), 1)
-        images = max(1, min(frames, -(-needed // int(one))))
+        one = max(int(model.model.memory_required([1, *noise_shape[1:]])), 1)
+        options = model.model_options.get("transformer_options", {})
+        if attention_is_patched(options) or positions.change_nothing_on(range(frames)):
+            needed = frames * one
+        if frames < noise_shape[0]:
+            needed += WHOLE_CLIPS * math.prod(noise_shape)
+        images = max(1, min(noise_shape[0], -(-needed // one)))
         return executor(model, [images, *noise_shape[1:]], *args, **kwargs)
 
 

@@ -96,7 +96,7 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
     # does the arithmetic of the chunks inside is compiled by itself.
     uncompiled: Callable[..., Any] = torch.compiler.disable(doing.retrying)  # type: ignore[no-untyped-call]
     ours: dict[str, list[Callable[..., Any]]] = {
-        WrappersMP.PREPARE_SAMPLING: [doing.prepared],
+        WrappersMP.PREPARE_SAMPLING: [partial(doing.prepared, positions)],
         WrappersMP.PREDICT_NOISE: [one_noise_level],
         WrappersMP.CALC_COND_BATCH: [_compiling, partial(window_conditions, positions)],
         WrappersMP.DIFFUSION_MODEL: [uncompiled, partial(extended_unet, positions, doing)],

@@ -5,6 +5,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from exvideo_pack.exvideo_core import budget, chunked, host, unet
+from exvideo_pack.exvideo_core.extension import new_extension
 from exvideo_pack.exvideo_core.host import memory
 from exvideo_pack.exvideo_core.host.memory import OUT_OF_MEMORY
 from exvideo_pack.exvideo_core.tiny import CHECKPOINT
@@ -127,6 +128,45 @@ def test_out_of_memory_for_good_is_told(extended, predict, within):
     with pytest.raises(OUT_OF_MEMORY):
         predict(short, 30)
     assert not any("forward" in vars(m) for m in short.model.diffusion_model.modules())
+
+
+def test_a_pass_of_the_hosts_own_is_not_tried_again(loaded, predict):
+    tries = []
+
+    def fail(executor, *args, **kwargs):
+        tries.append(1)
+        raise OUT_OF_MEMORY("CUDA out of memory")
+
+    new = host.apply_extension(loaded[0], new_extension(host.base_weights(loaded[0]), 128))
+    new.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "fail", fail)
+    with pytest.raises(OUT_OF_MEMORY):
+        predict(new, 6)
+    assert len(tries) == 1
+
+
+def test_smaller_passes_go_on_as_before_when_memory_ran_out():
+    doing = memory.Memory("fast", 32)
+    before = doing(torch.empty(4, 8, 8, 8)).budget
+
+    def fail_once(x):
+        if doing(x).budget == before:
+            raise OUT_OF_MEMORY("CUDA out of memory")
+
+    doing.retrying(fail_once, torch.empty(8, 8, 8, 8))
+    assert doing(torch.empty(8, 8, 8, 8)).budget == doing(torch.empty(9, 8, 8, 8)).budget == before // 4
+    assert doing(torch.empty(4, 8, 8, 8)).budget == before
+
+
+def test_the_host_reckons_for_itself_where_its_own_layers_work(loaded, extended, extension):
+    patched = extended.clone()
+    patched.set_model_attn1_patch(lambda q, k, v, _options: (q, k, v))
+    new = host.apply_extension(loaded[0], new_extension(host.base_weights(loaded[0]), 128))
+    told = {}
+    for name, model, frames in (("patched", patched, 100), ("extended", extended, 100), ("new", new, 20)):
+        (prepare,) = model.get_wrappers(WrappersMP.PREPARE_SAMPLING, "exvideo")
+        prepare(lambda _model, shape, name=name: told.update({name: shape[0]}), model, [frames, 4, 64, 64])
+    assert told["patched"] == 100 > told["extended"]
+    assert told["new"] == 20
 
 
 def test_the_host_asks_for_what_a_pass_takes(extended, loaded, predict, monkeypatch):
