@@ -188,7 +188,7 @@ def condition(
     """
     token = host.encode_clip(clip_vision, partial(conditioning.clip_pixels, image if token_of is None else token_of))
     first_frame = conditioning.augment(conditioning.fit(image, shape), ids["augmentation_level"], seed)
-    latent = vae.encode(first_frame)
+    latent = host.encode(vae, first_frame)
     positive = [[token, {**ids, "concat_latent_image": latent}]]
     negative = [[torch.zeros_like(token), {**ids, "concat_latent_image": torch.zeros_like(latent)}]]
     return positive, negative

@@ -18,12 +18,13 @@ from .files import (
     run_folder,
     save_latents,
 )
+from .identity import encoder_identity, model_identity
 from .interpolation import between_frames, interpolation_socket
 from .learning import Denoiser, Encoder, trainable
-from .long_runs import long_run_folder, model_identity, sampling_progress
+from .long_runs import long_run_folder, sampling_progress
 from .patch import apply_extension, base_weights, require_svd
 from .post_tune import CURVE, post_tune
-from .running import encode_clip, encode_frames, sample_euler
+from .running import encode, encode_clip, encode_frames, sample_euler
 
 __all__ = [
     "CURVE",
@@ -35,8 +36,10 @@ __all__ = [
     "base_weights",
     "between_frames",
     "diagnose",
+    "encode",
     "encode_clip",
     "encode_frames",
+    "encoder_identity",
     "extension_length",
     "frame_decoder",
     "graph_metadata",

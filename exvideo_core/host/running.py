@@ -15,6 +15,7 @@ import torch
 
 from ..extension import TRAINED_FRAMES
 from ..pinning import FADE, draw_to_pinned, pinned_frames
+from ..types import LATENT_CHANNELS, ExVideoError
 from .files import progress
 from .patch import KEY
 
@@ -33,12 +34,27 @@ def encode_clip(clip_vision: Any, preprocess: Callable[[int, list[float], list[f
     return outputs[2].to(comfy.model_management.intermediate_device())[:, None]
 
 
+def encode(vae: Any, frames: torch.Tensor) -> torch.Tensor:
+    """Latents [n, 4, H/8, W/8] of frames [n, H, W, 3].
+
+    Raises:
+        ExVideoError: the autoencoder is another model's.
+    """
+    latents: torch.Tensor = vae.encode(frames)
+    if latents.ndim != 4 or latents.shape[1] != LATENT_CHANNELS:
+        raise ExVideoError(
+            f"SVD's autoencoder makes latents of {LATENT_CHANNELS} channels, but the connected VAE made some of shape "
+            f"{tuple(latents.shape)}: connect the VAE of the SVD checkpoint."
+        )
+    return latents
+
+
 def encode_frames(vae: Any, frames: torch.Tensor, at_once: int = 8) -> torch.Tensor:
     """Latents of frames [T, H, W, 3], encoded a few at a time so that it can be seen and interrupted."""
     update = progress()
     latents: list[torch.Tensor] = []
     for start in range(0, len(frames), at_once):
-        latents.append(vae.encode(frames[start : start + at_once]))
+        latents.append(encode(vae, frames[start : start + at_once]))
         update(min(start + at_once, len(frames)), len(frames))
     return torch.cat(latents)
 
@@ -108,6 +124,9 @@ def sample_euler(
         callback: told of each step; by default it shows progress and previews at the node.
         steps: where each step is kept as it begins, and from which to go on.
 
+    Raises:
+        ExVideoError: conditioning by another model's image encoder.
+
     Returns:
         Latents of the shape of `noise`, on the host's intermediate device.
     """
@@ -117,6 +136,12 @@ def sample_euler(
             "connect Apply ExVideo.",
             len(noise),
             TRAINED_FRAMES,
+        )
+    token, wanted = positive[0][0].shape[-1], model.model.model_config.unet_config["context_dim"]
+    if token != wanted:
+        raise ExVideoError(
+            f"The conditioning describes a picture by {token} numbers, but this model takes {wanted}: connect the "
+            "image encoder of the SVD checkpoint at ExVideo Image to Video."
         )
     if guidance is not None:
         model = model.clone()

@@ -154,6 +154,23 @@ def test_conditioning_takes_any_picture(loaded, run, shape):
     assert positive[0][0].isfinite().all()
 
 
+def test_another_models_autoencoder_is_told(loaded, run, picture):
+    import comfy.sd
+    import comfy.taesd.taesd
+
+    small = comfy.taesd.taesd.TAESD(latent_channels=16).state_dict()
+    other = comfy.sd.VAE(sd=small)
+    with pytest.raises(ExVideoError, match="latents of 4 channels"):
+        run("ExVideoConditioning", clip_vision=loaded[1], vae=other, init_image=picture, width=64, height=64)
+
+
+def test_another_models_image_encoder_is_told(model, conditions, run):
+    positive, negative, latent, _ = conditions
+    wider = [[torch.zeros(1, 1, positive[0][0].shape[-1] + 1), positive[0][1]]]
+    with pytest.raises(ExVideoError, match="describes a picture by 65 numbers, but this model takes 64"):
+        run("ExVideoSampler", model=model, positive=wider, negative=negative, latent=latent, steps=1)
+
+
 def test_one_seed_one_result_and_no_global_state(model, conditions, run):
     positive, negative, latent, _ = conditions
     inputs = {"model": model, "positive": positive, "negative": negative, "latent": latent, "steps": 2}
