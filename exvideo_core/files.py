@@ -97,6 +97,11 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+def checksum(tensor: torch.Tensor) -> str:
+    """A text that differs between tensors of other values, from every one of them."""
+    return hashlib.sha256(tensor.detach().contiguous().cpu().numpy().tobytes()).hexdigest()
+
+
 @contextmanager
 def whole_or_nothing(path: Path) -> Iterator[Path]:
     """Give a name to write to, which becomes `path` at the end, or vanishes when anything goes wrong."""
@@ -104,6 +109,9 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield partial
+        # A power cut must not leave the name without the content.
+        with partial.open("rb+") as written:
+            os.fsync(written.fileno())
         os.replace(partial, path)
     finally:
         _remove(partial)

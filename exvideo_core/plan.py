@@ -160,6 +160,22 @@ def draws(total: int, pinned: Sequence[int], fade: int) -> list[Draw]:
     return found
 
 
+def window_size(total: int, length: int, overlap: int, loop: bool = False) -> tuple[int, int]:
+    """Length and overlap of the windows of a clip. In a loop they are at most three quarters of it, so that each end
+    of one lies within another: a window that held the whole circle would leave it open.
+
+    Args:
+        total, length, overlap, loop: as of `drifting_windows`.
+
+    Raises:
+        ExVideoError: a number outside its range.
+    """
+    overlapped_windows(total, length, overlap)  # checks the numbers
+    if loop:
+        length = min(length, max(total * 3 // 4, 1))
+    return length, min(overlap, length - 1)
+
+
 def drifting_windows(total: int, length: int, overlap: int, step: int, loop: bool = False) -> list[list[int]]:
     """Cut a clip into overlapped windows whose edges lie elsewhere at each step, so that no edge is seen in the end.
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
 
-from .files import open_tensors, save_tensors, whole_or_nothing
+from .files import checksum, open_tensors, save_tensors, whole_or_nothing
 from .plan import Segment
 from .types import ExVideoError
 
@@ -39,7 +39,7 @@ class RunStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if plan.exists():
-                self._compare(json.loads(plan.read_text(encoding="utf-8")), settings)
+                self._compare(_settings_in(plan), settings)
                 return
             if any(path for path in folder.iterdir() if not path.name.startswith(".")):
                 raise ExVideoError(
@@ -48,9 +48,7 @@ class RunStore:
                 )
             with whole_or_nothing(plan) as partial:
                 partial.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        except (OSError, ValueError) as error:
-            if isinstance(error, ExVideoError):
-                raise
+        except OSError as error:
             raise ExVideoError(
                 f"A long run cannot be kept in {folder} ({error}): make it writable, or choose another checkpoint_name."
             ) from error
@@ -90,7 +88,7 @@ class RunStore:
         try:
             with open_tensors(path, "") as (file, _):
                 latents, texts = file.get_tensor("latents"), file.metadata()
-                if texts["sha256"] == _checksum(latents):
+                if texts["sha256"] == checksum(latents):
                     return latents, texts
             problem = "its checksum is wrong"
         except (ExVideoError, safetensors.SafetensorError, KeyError, TypeError) as error:
@@ -99,12 +97,19 @@ class RunStore:
         return None
 
     def _save(self, name: str, latents: torch.Tensor, texts: Mapping[str, str]) -> None:
-        save_tensors(self._folder / name, {"latents": latents}, {"sha256": _checksum(latents), **texts})
+        save_tensors(self._folder / name, {"latents": latents}, {"sha256": checksum(latents), **texts})
+
+
+def _settings_in(plan: Path) -> dict[str, Any]:
+    with suppress(ValueError):  # no text, or no JSON
+        found = json.loads(plan.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    raise ExVideoError(
+        f"{plan} should hold the settings of a long run, but it is damaged, so nobody can tell what was begun there: "
+        "choose another checkpoint_name, or remove that folder."
+    )
 
 
 def _file_of(segment: Segment) -> str:
     return f"segment_{segment.number:05}.safetensors"
-
-
-def _checksum(latents: torch.Tensor) -> str:
-    return hashlib.sha256(latents.contiguous().cpu().numpy().tobytes()).hexdigest()

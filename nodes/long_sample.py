@@ -11,10 +11,10 @@ from comfy_api.latest import io
 
 from ..exvideo_core import conditioning, host, sampling, schedule
 from ..exvideo_core.decode import decode_windows
-from ..exvideo_core.files import fingerprint
+from ..exvideo_core.files import checksum
 from ..exvideo_core.long_sampling import sample_chain
 from ..exvideo_core.pinning import CHAIN_FADE, pinned_latent
-from ..exvideo_core.plan import Segment, chain_segments, drifting_windows
+from ..exvideo_core.plan import Segment, chain_segments, window_size
 from ..exvideo_core.run_store import RunStore
 from ..exvideo_core.types import ClipShape, ExVideoError
 from .condition import (
@@ -167,7 +167,7 @@ class ExVideoLongSampler(io.ComfyNode):
         host.require_svd(model)
         shape = ClipShape.of_pixels(total_frames, height, width)
         reach = host.extension_length(model)
-        _check(mode, loop, min(segment_frames, total_frames), reach)
+        _check(mode, loop, total_frames, segment_frames, reach)
         check_video(init_video, "total_frames", total_frames)
         image = conditioning.first_image(init_image)
         if image.shape[1] < shape.height or image.shape[2] < shape.width:
@@ -178,38 +178,43 @@ class ExVideoLongSampler(io.ComfyNode):
         ids = {"motion_bucket_id": motion_bucket_id, "fps": fps, "augmentation_level": augmentation_level}
         sigmas = schedule.sigmas(steps, denoise)
         # Both plans refuse numbers that do not go together, before any work is done.
-        drifting_windows(total_frames, segment_frames, overlap, 0, loop)
+        windows = window_size(total_frames, segment_frames, overlap, loop)
         segments = chain_segments(total_frames, segment_frames, overlap, seed) if mode == "chain" else []
         start = first_latents(vae, init_video, shape)
         job = _Job(model, clip_vision, vae, image, shape, ids, seed, sigmas, min_cfg, max_cfg)
-        settings = {
-            "mode": mode, "model": host.model_identity(model), "picture": fingerprint({"picture": image}),
-            "total_frames": total_frames, "segment_frames": segment_frames, "overlap": overlap, "loop": loop,
-            "width": width, "height": height, **ids, "seed": seed, "steps": steps, "min_cfg": min_cfg,
-            "max_cfg": max_cfg, "token_from": token_from, "match_first": match_first,
-            "denoise": denoise, "init_video": None if init_video is None else fingerprint({"latents": start}),
-            # What the frames that segments begin with are decoded at.
-            "contrast": contrast,
-        }  # fmt: skip
-
-        def store() -> RunStore | None:
-            name = checkpoint_name.strip()
-            return RunStore(host.long_run_folder(name), settings) if name else None
-
+        store = None
+        if name := checkpoint_name.strip():
+            settings = {
+                "mode": mode, "model": host.model_identity(model),
+                "encoders": host.encoder_identity(clip_vision, vae), "picture": checksum(image),
+                "total_frames": total_frames, "segment_frames": segment_frames, "overlap": overlap, "loop": loop,
+                "width": width, "height": height, **ids, "seed": seed, "steps": steps, "min_cfg": min_cfg,
+                "max_cfg": max_cfg, "token_from": token_from, "match_first": match_first,
+                "denoise": denoise, "init_video": None if init_video is None else checksum(start),
+                # What the frames that segments begin with are decoded at.
+                "contrast": contrast,
+            }  # fmt: skip
+            store = RunStore(host.long_run_folder(name), settings)
         if mode == "windows":
             rows = reach or max(segment_frames, total_frames)
-            samples = _in_windows(job, start, (segment_frames, overlap, loop, rows), store())
+            samples = _in_windows(job, start, (*windows, loop, rows), store)
         else:
-            samples = _in_a_chain(job, start, segments, contrast, token_from == "picture", match_first, store())
+            samples = _in_a_chain(job, start, segments, contrast, token_from == "picture", match_first, store)
         return io.NodeOutput({"samples": sampling.post_process(samples, normalize, contrast)}, float(fps))
 
 
-def _check(mode: str, loop: bool, frames: int, reach: int | None) -> None:
+def _check(mode: str, loop: bool, total: int, length: int, reach: int | None) -> None:
     """What can be refused before any work."""
     if mode not in MODES:
         raise ExVideoError(f"There is no mode {mode}: choose {' or '.join(MODES)}.")
     if loop and mode != "windows":
         raise ExVideoError("A loop is made in windows mode, where the last frames are sampled with the first: set it.")
+    if mode == "windows" and reach is None and (loop or total > length):
+        raise ExVideoError(
+            "Windows need a model with an ExVideo extension, and the connected one is SVD alone: choose one in Load "
+            "SVD + ExVideo, connect Apply ExVideo, or set mode to chain."
+        )
+    frames = min(length, total)
     if reach is not None and frames > reach:
         raise ExVideoError(
             f"Segments of {frames} frames are longer than this extension reaches, {reach}: lower segment_frames."
@@ -269,9 +274,11 @@ def _in_a_chain(
 ) -> torch.Tensor:
     """Segment after segment."""
     progress = host.sampling_progress(job.model, job.steps * len(segments))
-    begun = time.monotonic()
+    begun, sampled = time.monotonic(), 0
 
     def sample(segment: Segment, picture: torch.Tensor | None, begin: torch.Tensor) -> torch.Tensor:
+        nonlocal sampled
+        sampled += 1
         first = job.image if picture is None else picture
         conditions = job.condition(first, len(begin), job.image if from_picture else None)
         latent = pinned_latent(begin, range(segment.pinned), CHAIN_FADE)
@@ -286,10 +293,11 @@ def _in_a_chain(
 
     def told(segment: Segment, clip: torch.Tensor) -> None:
         done = segment.number + 1
-        left = (time.monotonic() - begun) / done * (len(segments) - done)
+        # Those that were found finished took no time.
+        left = (time.monotonic() - begun) / sampled * (len(segments) - done) if sampled else None
         log.info(
-            "ExVideo: segment %d of %d is done, %d of %d frames; about %.0f s to go.",
-            done, len(segments), len(clip), job.shape.frames, left,
+            "ExVideo: segment %d of %d is done, %d of %d frames%s.",
+            done, len(segments), len(clip), job.shape.frames, "" if left is None else f"; about {left:.0f} s to go",
         )  # fmt: skip
 
     return sample_chain(segments, start, sample, first_frame, store, match_first, told)

@@ -16,10 +16,10 @@ from torch import nn
 
 from ..conditioning import clip_pixels
 from ..extension import Extension
-from ..files import fingerprint
 from ..layers import PositionLayers
 from ..types import ExVideoError, LatentShape
 from ..unet import ATTENTION_OVERRIDE, extended_unet
+from .identity import encoder_identity
 from .memory import work
 from .patch import KEY, require_svd
 from .running import encode_clip, encode_frames
@@ -82,9 +82,7 @@ class Encoder:
 
     def __init__(self, clip_vision: Any, vae: Any):
         self._clip_vision, self._vae = clip_vision, vae
-        self.identity = " ".join(
-            fingerprint(network.state_dict()) for network in (clip_vision.model, vae.first_stage_model)
-        )
+        self.identity = encoder_identity(clip_vision, vae)
 
     def __call__(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """From a clip [T, H, W, 3] in [0, 1]: its latents [T, 4, H/8, W/8], the token [1, 1, D] of its first frame."""

@@ -1,9 +1,8 @@
-"""What a long run needs to know of the host: which model it is that samples, and where its segments are kept."""
+"""What a long run needs of the host: where its segments are kept, and how it is told and stopped."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +12,10 @@ import folder_paths
 import latent_preview
 import torch
 
-from ..files import fingerprint
 from ..types import ExVideoError
 from .files import MODEL_FOLDER, throw_if_interrupted
 
 RUNS = "runs"
-
-
-def model_identity(model: Any) -> str:
-    """A text that differs between models of other weights, extensions, LoRAs or strengths."""
-    # Weights that are patched look different while they are loaded; their patches stand for them.
-    weights = {key: tensor for key, tensor in model.model.state_dict().items() if key not in model.patches}
-    parts = {f"{i} {key}": tensor for i, each in enumerate(_added(model)) for key, tensor in each.items()}
-    patches = {
-        f"{key} {i}": tensor for key, found in sorted(model.patches.items()) for i, tensor in enumerate(_tensors(found))
-    }
-    numbers = repr([(key, list(_numbers(found))) for key, found in sorted(model.patches.items())])
-    digest = hashlib.sha256(numbers.encode()).hexdigest()[:16]
-    return " ".join([fingerprint(weights), fingerprint(parts), fingerprint(patches), digest])
-
-
-def _added(model: Any) -> Iterator[dict[str, torch.Tensor]]:
-    for part in model.get_nested_additional_models():
-        yield part.model.state_dict()
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif hasattr(value, "weights"):  # how the host keeps a LoRA
-        yield from _tensors(value.weights)
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, (int, float)):
-        yield float(value)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _numbers(item)
 
 
 def long_run_folder(name: str) -> Path:
@@ -63,7 +25,7 @@ def long_run_folder(name: str) -> Path:
         ExVideoError: a name that leads out of there.
     """
     runs = Path(folder_paths.get_output_directory(), MODEL_FOLDER, RUNS).resolve()
-    folder = (runs / name).resolve()
+    folder = runs if "\0" in name else (runs / name).resolve()
     if runs not in folder.parents:
         raise ExVideoError(
             f"A long run is kept in a folder of its own in output/{MODEL_FOLDER}/{RUNS}, and {name!r} does not name "

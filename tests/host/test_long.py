@@ -4,7 +4,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from exvideo_pack.exvideo_core import host
-from exvideo_pack.exvideo_core.host.memory import Memory
+from exvideo_pack.exvideo_core.budget import plan_pass
 from exvideo_pack.exvideo_core.types import ExVideoError
 
 SIZE = {"width": 64, "height": 64}
@@ -197,6 +197,10 @@ def test_another_model_or_picture_is_refused(run, long, loaded, extension, runs,
     long(total_frames=8, checkpoint_name="mine", **RAW)
     with pytest.raises(ExVideoError, match="picture was"):
         long(total_frames=8, checkpoint_name="mine", init_image=1 - picture, **RAW)
+    almost = picture.clone()
+    almost[0, 40, 30, 1] += 1 / 255
+    with pytest.raises(ExVideoError, match="picture was"):
+        long(total_frames=8, checkpoint_name="mine", init_image=almost, **RAW)
     half = host.apply_extension(loaded[0], extension, 0.5)
     with pytest.raises(ExVideoError, match="model was"):
         long(total_frames=8, checkpoint_name="mine", model=half, **RAW)
@@ -205,6 +209,68 @@ def test_another_model_or_picture_is_refused(run, long, loaded, extension, runs,
 
     comfy.model_management.unload_all_models()
     long(total_frames=8, checkpoint_name="mine", **RAW)
+
+
+def other_weights(model):
+    key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+    change = torch.randn(model.model.state_dict()[key].shape, generator=torch.Generator().manual_seed(3))
+    model.add_patches({key: ("diff", (0.1 * change,))}, 1.0)
+
+
+def other_noise_levels(model):
+    from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM
+
+    (patched,) = ModelSamplingContinuousEDM().patch(model, "v_prediction", 120.0, 0.002)
+    model.object_patches.update(patched.object_patches)
+
+
+def other_skips(model, factor=1.5):
+    model.set_model_output_block_patch(lambda h, skip, _options: (h * factor, skip))
+
+
+@pytest.mark.parametrize("change", [other_weights, other_noise_levels, other_skips])
+def test_clones_of_a_model_are_told_apart_whichever_is_loaded(extended, long, change):
+    plain = extended[0]
+    before = host.model_identity(plain)
+    clone = plain.clone()
+    change(clone)
+    changed = host.model_identity(clone)
+    assert changed != before
+    for model in (plain, clone):
+        long(total_frames=2, model=model, **RAW)  # now its own weights and noise levels are patched in
+        assert (host.model_identity(plain), host.model_identity(clone)) == (before, changed)
+
+
+def test_a_patch_is_known_by_its_numbers(extended):
+    identities = set()
+    for factor in (1.5, 1.5, 2.0):
+        clone = extended[0].clone()
+        other_skips(clone, factor)
+        identities.add(host.model_identity(clone))
+    assert len(identities) == 2
+
+
+def test_other_encoders_are_refused(long, loaded, models, runs):
+    from exvideo_pack.exvideo_core.tiny import CHECKPOINT
+
+    long(total_frames=8, checkpoint_name="mine", **RAW)
+    _, clip_vision, vae = host.load_svd(models / CHECKPOINT)
+    long(total_frames=8, checkpoint_name="mine", clip_vision=clip_vision, vae=vae, **RAW)
+    next(vae.first_stage_model.parameters()).add_(1)
+    with pytest.raises(ExVideoError, match="encoders was"):
+        long(total_frames=8, checkpoint_name="mine", vae=vae, **RAW)
+
+
+def test_the_time_to_go_is_reckoned_from_what_was_sampled(long, extended, runs, caplog):
+    caplog.set_level("INFO")
+    extended[1].update(stop=10)
+    with pytest.raises(StoppedError):
+        long(total_frames=18, checkpoint_name="mine", **RAW)
+    extended[1].update(stop=None)
+    caplog.clear()
+    long(total_frames=18, checkpoint_name="mine", **RAW)
+    told = [record.message for record in caplog.records if record.message.startswith("ExVideo: segment")]
+    assert ["to go" in text for text in told] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("loop", [False, True])
@@ -219,23 +285,30 @@ def test_the_host_is_told_of_a_window_and_not_of_the_whole_clip(loaded, extensio
     model = host.apply_extension(loaded[0], extension)
     windowed = host.with_drifting_windows(model, torch.tensor([1.0, 0.0]), 16, 4, False, 128)
     told = []
-    memory = Memory("auto", 32)
     for which, frames in ((windowed, 4096), (model, 16), (model, 4096)):
-        memory.prepared(lambda _model, shape: told.append(shape[0]), which, [frames, 4, 64, 64])
-    assert told[0] == told[1] < told[2]
+        (prepare,) = which.get_wrappers(WrappersMP.PREPARE_SAMPLING, "exvideo")
+        prepare(lambda _model, shape: told.append(shape[0]), which, [frames, 4, 64, 64])
+    assert told[1] < told[0] < told[2]
+    # Beside a window's pass, the noised latents and predictions of the whole clip.
+    one = model.model.memory_required([1, 4, 64, 64])
+    window = plan_pass("auto", 32 * 16 * 64 * 64 * 4, 0, on_cpu=True).needed
+    needed = window + 7 * 4 * 4096 * 4 * 64 * 64
+    assert needed <= told[0] * one < needed + one
 
 
-def test_a_loop_has_no_first_frame_but_for_the_noise(long, extended, monkeypatch):
-    """Rolled noise gives the rolled loop: nothing else tells one frame from another."""
+@pytest.mark.parametrize("total", [12, 6, 5])
+def test_a_loop_has_no_first_frame_but_for_the_noise(long, extended, monkeypatch, total):
+    """Rolled noise gives the rolled loop: nothing else tells one frame from another, also where one window would do."""
     from exvideo_pack.exvideo_core import plan, sampling
 
     # The windows' edges stay where they are in this test, or they would roll with the step, not with the noise.
     monkeypatch.setattr(host.drifting, "drifting_windows", lambda total, length, overlap, step, loop: (
         plan.drifting_windows(total, length, overlap, 0, loop)
     ))  # fmt: skip
-    inputs = {"total_frames": 12, "mode": "windows", "loop": True, **RAW}
+    inputs = {"total_frames": total, "mode": "windows", "loop": True, **RAW}
     plain = long(**inputs)
-    noise, stride = sampling.latent_noise, SHORT["segment_frames"] - SHORT["overlap"]
+    length, overlap = plan.window_size(total, SHORT["segment_frames"], SHORT["overlap"], loop=True)
+    noise, stride = sampling.latent_noise, length - overlap
     monkeypatch.setattr(sampling, "latent_noise", lambda latent, seed: noise(latent, seed).roll(stride, 0))
     torch.testing.assert_close(long(**inputs), plain.roll(stride, 0), atol=1e-3, rtol=1e-3)
 
@@ -251,6 +324,7 @@ def test_a_loop_has_no_first_frame_but_for_the_noise(long, extended, monkeypatch
         ({"mode": "spiral"}, "choose chain or windows"),
         ({"checkpoint_name": "../outside"}, "checkpoint_name"),
         ({"checkpoint_name": "."}, "checkpoint_name"),
+        ({"checkpoint_name": "nul\0"}, "checkpoint_name"),
     ],
 )
 def test_bad_input_is_told_before_any_sampling(long, extended, runs, inputs, told):
@@ -260,15 +334,25 @@ def test_bad_input_is_told_before_any_sampling(long, extended, runs, inputs, tol
     assert not runs.exists()
 
 
+def test_windows_need_an_extension(run, loaded, picture):
+    model, clip_vision, vae = loaded
+    given = {"model": model, "clip_vision": clip_vision, "vae": vae, "init_image": picture, **SHORT, "mode": "windows"}
+    with pytest.raises(ExVideoError, match="Windows need a model with an ExVideo extension"):
+        run("ExVideoLongSampler", **given, total_frames=14)
+    (samples, _) = run("ExVideoLongSampler", **given, total_frames=6)
+    assert samples["samples"].isfinite().all()
+
+
 def test_a_folder_of_other_things_is_refused(long, extended, runs):
     folder = runs / "mine"
     folder.mkdir(parents=True)
     (folder / "holiday.jpg").write_text("")
     with pytest.raises(ExVideoError, match="holds other files"):
         long(total_frames=14, checkpoint_name="mine")
-    (folder / "run.json").write_text("{ half")
-    with pytest.raises(ExVideoError, match="cannot be kept"):
-        long(total_frames=14, checkpoint_name="mine")
+    for damaged in ("{ half", "", "null"):
+        (folder / "run.json").write_text(damaged)
+        with pytest.raises(ExVideoError, match=r"run.json should hold the settings of a long run, but it is damaged"):
+            long(total_frames=14, checkpoint_name="mine")
     (runs / "file").write_text("")
     with pytest.raises(ExVideoError, match="cannot be kept"):
         long(total_frames=14, checkpoint_name="file")

@@ -1,0 +1,114 @@
+"""Which models a long run was begun with: what decides its outcome, whatever is loaded or patched in at the moment."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import torch
+
+from ..files import fingerprint
+from .patch import KEY
+
+_DEPTH = 12
+"""So many levels of what others hang on a model are looked at."""
+
+
+def model_identity(model: Any) -> str:
+    """A text that differs between MODELs of other weights, extensions, LoRAs, strengths or patches of other nodes.
+
+    Clones share their weights, and whichever was sampled with last has its own patched in. So this reads the weights
+    as they were before, and each patch from where the host keeps it. Of patches that are code, it knows the name and
+    the numbers.
+    """
+    # `model_sampling` is left out: where it is another's, it is among the patched objects.
+    found = model.get_key_patches("diffusion_model.")
+    weights = {key: entries[0][0] for key, entries in found.items()}
+    parts = {f"{i} {key}": tensor for i, each in enumerate(_added(model)) for key, tensor in each.items()}
+    patches = {
+        f"{key} {i}": tensor for key, some in sorted(model.patches.items()) for i, tensor in enumerate(_tensors(some))
+    }
+    numbers = [(key, list(_numbers(some))) for key, some in sorted(model.patches.items())]
+    wrappers = {
+        place: {key: some for key, some in by_key.items() if key != KEY} for place, by_key in model.wrappers.items()
+    }
+    code = _described([model.object_patches, model.model_options, wrappers])
+    digest = hashlib.sha256(repr((numbers, code)).encode()).hexdigest()[:16]
+    return " ".join([fingerprint(weights), fingerprint(parts), fingerprint(patches), digest])
+
+
+def encoder_identity(clip_vision: Any, vae: Any) -> str:
+    """A text that differs between image encoders and autoencoders of other weights."""
+    return " ".join(fingerprint(network.state_dict()) for network in (clip_vision.model, vae.first_stage_model))
+
+
+def _added(model: Any) -> Iterator[dict[str, torch.Tensor]]:
+    for part in model.get_nested_additional_models():
+        yield part.model.state_dict()
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif hasattr(value, "weights"):  # how the host keeps a LoRA
+        yield from _tensors(value.weights)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, (int, float)):
+        yield float(value)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _numbers(item)
+
+
+def _described(value: Any, depth: int = _DEPTH) -> Any:
+    """What tells a value from others, the same in another process: no addresses, and nothing that counts on."""
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
+        return repr(value)
+    if isinstance(value, torch.Tensor):
+        return fingerprint({"": value})
+    if depth:
+        below = partial(_described, depth=depth - 1)
+        if isinstance(value, Mapping):
+            # What is empty is as if it were not there.
+            return sorted((str(key), below(item)) for key, item in value.items() if not _is_empty(item))
+        if isinstance(value, (list, tuple)):
+            return [below(item) for item in value]
+        if isinstance(value, partial):
+            return [below(value.func), below(value.args), below(value.keywords)]
+        if inspect.ismethod(value):
+            return [below(value.__func__), below(value.__self__)]
+        if inspect.isfunction(value):
+            return [value.__module__, value.__qualname__, below(value.__defaults__), below(_enclosed(value))]
+        if isinstance(value, torch.nn.Module):
+            # Buffers alone, such as the noise levels of another sampling: parameters may be the patched ones.
+            return [type(value).__qualname__, fingerprint(dict(value.named_buffers()))]
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _enclosed(function: Any) -> list[Any]:
+    """What a function knows from where it was made: the settings of the node that put it there, mostly.
+
+    Without what may change while the function works: lists, dictionaries, objects.
+    """
+    found = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # empty as yet
+            found.append(cell.cell_contents)
+    return [value for value in found if isinstance(value, (int, float, str, tuple, partial)) or callable(value)]
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (Mapping, list, tuple)) and all(map(_is_empty, _items(value))))
+
+
+def _items(value: Any) -> Any:
+    return value.values() if isinstance(value, Mapping) else value
