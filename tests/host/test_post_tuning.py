@@ -245,7 +245,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tune, load
     """By a clip whose latents are damaged in the cache, which comes second."""
     tune(1)
     (order,) = [[draw(0, step, 2).clip for step in range(2)]]
-    files = sorted((tmp_path / "post_tuning_cache").glob("*.safetensors"))
+    files = sorted((tmp_path / "post_tuning_cache").glob("*.clip"))
     index = sorted((tmp_path / "post_tuning_cache").glob("*.json"), key=lambda p: json.loads(p.read_text())["video"])
     damaged = [json.loads(path.read_text())["clips"][0] for path in index][order[1]]
     (path,) = [file for file in files if file.name == damaged]
