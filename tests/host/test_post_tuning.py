@@ -148,15 +148,19 @@ def videos(tmp_path_factory):
 @pytest.fixture
 def tune(loaded, extension, videos, tmp_path):
     """Post-tune the tiny model; each call with a folder of the same name is the same run."""
-    model, clip_vision, vae = loaded
+    plain, clip_vision, vae = loaded
 
-    def call(steps, run="run", start=None, folder=videos, on_step=lambda progress: None, frames=FRAMES, **recipe):
+    def call(
+        steps, run="run", start=None, folder=videos, on_step=lambda progress: None, frames=FRAMES, model=plain,
+        must_keep=False, **recipe,
+    ):  # fmt: skip
         given = Recipe(steps, **{"learning_rate": 1e-4, "save_every": 2, "average_every": 2, **recipe})
         start = start or extension
         size = (SIDE, SIDE)
         return host.post_tune(
-            model, start, clip_vision, vae, folder, size, given, tmp_path / run, frames, on_step=on_step
-        )
+            model, start, clip_vision, vae, folder, size, given, tmp_path / run, frames, on_step=on_step,
+            must_keep=must_keep,
+        )  # fmt: skip
 
     return call
 
@@ -220,6 +224,27 @@ def test_other_settings_videos_or_beginnings_are_another_run(tune, tmp_path, loa
         assert losses != before, change
 
 
+def test_another_base_is_another_run(tune, loaded, extension):
+    """Which a LoRA makes of a base, but no extension that is applied: that takes no part."""
+    key = "diffusion_model.input_blocks.1.0.in_layers.2.weight"
+    other = loaded[0].clone()
+    other.add_patches({key: (torch.ones_like(loaded[0].model.state_dict()[key]),)})
+    taken = []
+
+    def steps(model):
+        taken.clear()
+        _, losses = tune(2, model=model, on_step=taken.append)
+        return len(taken), losses
+
+    count, losses = steps(loaded[0])
+    assert count == 2
+    assert steps(host.apply_extension(loaded[0], extension, 0.5)) == (0, losses)
+    count, others = steps(other)
+    assert count == 2
+    assert others != losses
+    assert steps(loaded[0]) == (2, losses)
+
+
 def test_a_gradient_that_is_no_number_stops(tune, monkeypatch):
     """Here by a clipping whose norm is infinite; nothing may be learned from such a step in silence."""
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
@@ -276,6 +301,22 @@ def test_a_full_disk_at_a_checkpoint_loses_nothing(tune, tmp_path, monkeypatch, 
     assert "could not be kept" in caplog.text
     assert not list(folder.glob("*.state*"))
     assert same(learned, tune(4, "another")[0])
+
+
+def test_a_finished_run_whose_extension_cannot_be_written_gives_it_back_or_says_so(tune, tmp_path, caplog):
+    """Here, since a folder has its name. A run that was stopped says why, and nothing else."""
+    (tmp_path / "run" / "extension.safetensors").mkdir(parents=True)
+    learned, _ = tune(2)
+    assert "could not be kept: extension.safetensors could not be written" in caplog.text
+    with pytest.raises(ExVideoError, match=r"^extension\.safetensors could not be written .* choose another folder"):
+        tune(2, must_keep=True)
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(3, on_step=stop, must_keep=True)
+    assert same(learned, tune(2, "another")[0])
 
 
 def test_lengths_from_one_frame_to_more_than_the_extension_has(tune, loaded):
