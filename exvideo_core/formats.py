@@ -96,7 +96,7 @@ FORMATS: Mapping[str, Format] = {
 """By the names that nodes and API clients give."""
 
 
-_ADVICE = (
+ADVICE = (
     "run `pip install --force-reinstall imageio-ffmpeg` with ComfyUI's Python, and let the environment variable "
     "IMAGEIO_FFMPEG_EXE name an ffmpeg that works, or nothing."
 )
@@ -123,7 +123,7 @@ def encodable_formats() -> list[str]:
     try:
         known = _encoders()
     except (OSError, subprocess.SubprocessError) as error:
-        raise ExVideoError(f"Videos are saved by ffmpeg, and it does not run ({error}): {_ADVICE}") from error
+        raise ExVideoError(f"Videos are saved by ffmpeg, and it does not run ({error}): {ADVICE}") from error
     return [name for name, kind in FORMATS.items() if kind.codec in known]
 
 
@@ -135,8 +135,11 @@ def offered_formats() -> list[str]:
         return list(FORMATS)  # saving will say what is wrong
 
 
-def ffmpeg() -> str:
+def ffmpeg(doing: str = "saved") -> str:
     """The path of ffmpeg.
+
+    Args:
+        doing: what is done to videos by it, to be told.
 
     Raises:
         ExVideoError: there is none.
@@ -144,7 +147,7 @@ def ffmpeg() -> str:
     try:
         return imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
-        raise ExVideoError(f"Videos are saved by ffmpeg, and there is none: {_ADVICE}") from error
+        raise ExVideoError(f"Videos are {doing} by ffmpeg, and there is none: {ADVICE}") from error
 
 
 @cache

@@ -75,11 +75,7 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
     parts = (extension.tensors, model.model.diffusion_model.state_dict())
     check_fit("This ExVideo extension", *({key: tuple(t.shape) for key, t in part.items()} for part in parts))
 
-    clone = model.clone()
-    for key, earlier in clone.attachments.pop(KEY, {}).items():
-        others = [patch for patch in clone.patches.pop(key, []) if patch is not earlier]
-        if others:
-            clone.patches[key] = others
+    clone = without_extension(model)
     patches: dict[str, tuple[Any, ...]] = {}
     if strength != 0:
         for key, weight in extension.replaced_weights():
@@ -87,7 +83,6 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
             patch = patches[f"diffusion_model.{key}"] = (strength, (weight,), 1 - strength, None, None)
             clone.patches[f"diffusion_model.{key}"] = [patch, *clone.patches.get(f"diffusion_model.{key}", [])]
     clone.attachments[KEY] = patches
-    clone.patches_uuid = uuid4()
 
     positions = PositionLayers(extension.position_weights(strength), comfy.ops.manual_cast)
     clone.set_additional_models(KEY, [ModelPatcher(positions, model.load_device, model.offload_device)])
@@ -105,6 +100,18 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
         clone.remove_wrappers_with_key(place, KEY)
         for wrapper in wrappers:
             clone.add_wrapper_with_key(place, KEY, wrapper)
+    return clone
+
+
+def without_extension(model: Any) -> Any:
+    """A clone of a MODEL on which no extension's weights are; what else an extension brings is as it was."""
+    clone = model.clone()
+    for key, earlier in clone.attachments.pop(KEY, {}).items():
+        others = [patch for patch in clone.patches.pop(key, []) if patch is not earlier]
+        if others:
+            clone.patches[key] = others
+    clone.remove_additional_models(KEY)
+    clone.patches_uuid = uuid4()
     return clone
 
 

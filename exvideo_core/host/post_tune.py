@@ -18,7 +18,8 @@ from ..post_tuning.recipe import Recipe
 from ..post_tuning.training import Progress, Training
 from ..types import ClipShape, ExVideoError
 from .learning import Encoder, computes_in_half, latent_scale, trainable, training_memory
-from .patch import require_svd
+from .long_runs import model_identity
+from .patch import require_svd, without_extension
 
 EXTENSION, CURVE = "extension.safetensors", "losses.png"
 CACHE = "post_tuning_cache"
@@ -40,6 +41,7 @@ def post_tune(
     engine: Engine | None = None,
     on_video: Callable[[int, int], None] = lambda done, of: None,
     on_step: Callable[[Progress], None] = lambda progress: None,
+    must_keep: bool = False,
 ) -> tuple[Extension, list[float]]:
     """Train an extension on a folder of videos. A run of the same settings that was stopped before goes on.
 
@@ -55,12 +57,15 @@ def post_tune(
         memory: a name in `budget.BUDGETS`.
         engine: what it runs on.
         on_video, on_step: told how far it is; may raise to stop, and what was learned by then is kept.
+        must_keep: whether it is an error that the files of a finished run cannot be written. Else it is logged, for
+            the extension is returned all the same.
 
     Returns:
         The extension, and the loss of each step.
 
     Raises:
-        ExVideoError: videos, sizes or an extension that do not fit, or a loss that is no longer a number.
+        ExVideoError: videos, sizes or an extension that do not fit, a loss that is no longer a number, or files that
+            had to be kept and could not be written.
     """
     require_svd(model)
     extension = longer_extension(extension, num_frames)
@@ -71,9 +76,11 @@ def post_tune(
     log.info("ExVideo learns from %d clips of %d frames, %d×%d.", len(clips), *shape)
     engine = engine or Engine()
     budget = training_budget(memory, *training_memory(model, shape.latent, engine.processes if engine.spread else 1))
+    # Before anything is changed; an extension that is applied takes no part.
+    base = model_identity(without_extension(model))
     with trainable(model, extension, budget) as (denoise, parameters):
         engine.in_half = computes_in_half(model)
-        training = Training(denoise, parameters, extension, clips, recipe, folder, engine)
+        training = Training(denoise, parameters, extension, clips, recipe, folder, engine, base)
         if training.load():
             log.info("ExVideo post-tuning goes on at step %d.", training.progress.step)
         ended = False
@@ -85,15 +92,30 @@ def post_tune(
             if ended or not engine.spread:
                 result = training.extension()
                 if training.progress.step and not engine.rank:
-                    _keep(result, training.progress.losses, folder)
+                    _keep(result, training.progress.losses, folder, must_keep and ended)
     return result, training.progress.losses
 
 
-def _keep(extension: Extension, losses: list[float], folder: Path) -> None:
-    """Write what was learned, also by a run that was stopped; what keeps that from being written must not hide why."""
+def _keep(extension: Extension, losses: list[float], folder: Path, must: bool) -> None:
+    """Write what was learned, also by a run that was stopped: then what keeps it from being written must not hide why.
+
+    Raises:
+        ExVideoError: it cannot be written, and must be.
+    """
     try:
         write_extension(extension, folder / EXTENSION)
-        with whole_or_nothing(folder / CURVE) as partial:
+        _draw(losses, folder / CURVE)
+    except ExVideoError as error:
+        if must:
+            raise
+        log.error("What ExVideo's post-tuning learned could not be kept: %s", error)
+
+
+def _draw(losses: list[float], path: Path) -> None:
+    try:
+        with whole_or_nothing(path) as partial:
             loss_curve(losses).save(partial)
-    except (ExVideoError, OSError) as error:
-        log.warning("ExVideo's post-tuned extension could not be kept: %s", error)
+    except OSError as error:
+        raise ExVideoError(
+            f"{path.name} could not be written ({error}): free some space, or choose another folder."
+        ) from error

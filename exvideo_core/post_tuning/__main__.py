@@ -89,16 +89,17 @@ def _train(options: argparse.Namespace, engine: Engine) -> None:
     from .. import host
 
     width, height = _size(options.size)
+    named = {option.name: getattr(options, option.name) for option in fields(Recipe) if option.name != "scale"}
+    recipe = Recipe(**named)
     model, clip_vision, vae = host.load_svd(options.checkpoint)
     if options.extension:
         extension = read_extension(options.extension)
     else:
         extension = new_extension(host.base_weights(model), options.frames or 128)
-    named = {option.name: getattr(options, option.name) for option in fields(Recipe) if option.name != "scale"}
     show = _shower(options.steps) if not engine.rank else (lambda progress: None)
     host.post_tune(
-        model, extension, clip_vision, vae, options.videos, (height, width), Recipe(**named), options.output,
-        options.frames, options.memory, engine, on_step=show,
+        model, extension, clip_vision, vae, options.videos, (height, width), recipe, options.output,
+        options.frames, options.memory, engine, on_step=show, must_keep=True,
     )  # fmt: skip
     if not engine.rank:
         log.info("The extension is %s.", options.output / "extension.safetensors")

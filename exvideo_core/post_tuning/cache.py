@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -13,7 +14,7 @@ import torch
 
 from ..files import open_tensors, save_tensors, whole_or_nothing
 from ..types import ClipShape, ExVideoError
-from .clips import read_clips, video_files
+from .clips import CLIP, NoClipError, read_clips, video_files
 from .motion import motion_bucket, motion_score
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,9 @@ class Clips:
 
     def __init__(self, files: list[Path], skipped: list[str]):
         self._files, self.skipped = files, skipped
-        self.identity = hashlib.sha256("\n".join(file.name for file in files).encode()).hexdigest()[:16]
+        # By the names that clips had at first, so that a run of that time goes on.
+        names = "\n".join(f"{file.stem}.safetensors" for file in files)
+        self.identity = hashlib.sha256(names.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._files)
@@ -90,6 +93,9 @@ def cache_clips(
         ExVideoError: no videos, or none of them usable; says why for the first few.
     """
     videos, files, skipped = video_files(folder), [], []
+    for older in cache.glob("*.safetensors"):  # an earlier version's, which every list of models showed
+        with suppress(OSError):
+            older.replace(older.with_suffix(CLIP))
     for done, video in enumerate(videos):
         on_video(done, len(videos))
         stat = video.stat()
@@ -97,12 +103,12 @@ def cache_clips(
         key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
         # Written last, so that a video whose encoding was interrupted is begun again.
         index = cache / f"{key}.json"
-        if not index.exists():
+        if not index.exists() or not all(path.exists() for path in _clips(index)):
             _encode(video, shape, fps, encoder, cache, key)
-        known = json.loads(index.read_text(encoding="utf-8"))
-        files += [cache / name for name in known["clips"]]
-        if not known["clips"]:
-            skipped.append(f"{video.name}: {known['problem']}")
+        found = _clips(index)
+        files += found
+        if not found:
+            skipped.append(f"{_name(video)}: {json.loads(index.read_text(encoding='utf-8'))['problem']}")
             log.warning("ExVideo cannot learn from %s.", skipped[-1])
     on_video(len(videos), len(videos))
     if not files:
@@ -111,22 +117,31 @@ def cache_clips(
     return Clips(files, skipped)
 
 
+def _clips(index: Path) -> list[Path]:
+    """The files of a video's clips."""
+    names = json.loads(index.read_text(encoding="utf-8"))["clips"]
+    return [(index.parent / name).with_suffix(CLIP) for name in names]
+
+
+def _name(video: Path) -> str:
+    """The name of a video as a text; on Linux it may hold bytes that are none."""
+    return video.name.encode(errors="replace").decode()
+
+
 def _encode(video: Path, shape: ClipShape, fps: float, encoder: Encoder, cache: Path, key: str) -> None:
     names: list[str] = []
-    problem = ""
+    name, problem = _name(video), ""
     try:
         for frames in read_clips(video, shape, fps):
             pixels = frames.float() / 255
             latents, token = encoder(pixels)
-            names.append(f"{key}_{len(names):04}.safetensors")
+            names.append(f"{key}_{len(names):04}{CLIP}")
             bucket = str(motion_bucket(motion_score(pixels)))
             # In half precision, of which latents need no more.
             tensors = {"latents": latents.half(), "token": token.half()}
-            save_tensors(cache / names[-1], tensors, {"motion_bucket_id": bucket, "video": video.name})
-    except ExVideoError as error:
-        if names:
-            raise
+            save_tensors(cache / names[-1], tensors, {"motion_bucket_id": bucket, "video": name})
+    except NoClipError as error:
         problem = str(error)
     cache.mkdir(parents=True, exist_ok=True)
     with whole_or_nothing(cache / f"{key}.json") as partial:
-        partial.write_text(json.dumps({"video": video.name, "clips": names, "problem": problem}), encoding="utf-8")
+        partial.write_text(json.dumps({"video": name, "clips": names, "problem": problem}), encoding="utf-8")

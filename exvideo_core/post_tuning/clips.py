@@ -7,26 +7,39 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import imageio_ffmpeg
 import torch
 
+from ..formats import ADVICE, ffmpeg
 from ..types import ClipShape, ExVideoError
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+CLIP = ".clip"
+"""The end of an encoded clip's name: a .safetensors file, under a name that no list of models shows."""
+_PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+_TEXTS = {
+    # These ffmpeg would draw, as a terminal that shows a text.
+    ".ans", ".art", ".asc", ".diz", ".ice", ".idf", ".nfo", ".txt", ".vt",
+    ".ass", ".csv", ".json", ".md", ".srt", ".vtt",
+}  # fmt: skip
+_OURS = {CLIP, ".safetensors", ".state"}
+"""What post-tuning keeps, also among the videos."""
+
+
+class NoClipError(ExVideoError):
+    """What is wrong with a video file that gives no clip."""
 
 
 def video_files(folder: Path) -> list[Path]:
     """What may be videos in a folder and the folders in it, in the order of their names.
 
     Raises:
-        ExVideoError: no such folder, or nothing in it but pictures.
+        ExVideoError: no such folder, or nothing in it but pictures, texts and what post-tuning keeps.
     """
     if not folder.is_dir():
         raise ExVideoError(f"There is no folder {folder}: give the folder that has the videos to learn from.")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    videos = [path for path in files if path.suffix.lower() not in PICTURES]
+    videos = [path for path in files if path.suffix.lower() not in _PICTURES | _TEXTS | _OURS]
     if not videos:
-        found = f"{len(files)} pictures" if files else "nothing"
+        found = f"{len(files)} pictures or other files" if files else "nothing"
         raise ExVideoError(f"There are no videos in {folder}, but {found}: put video files there, such as .mp4.")
     return videos
 
@@ -45,16 +58,20 @@ def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tenso
         [T, H, W, 3], uint8.
 
     Raises:
-        ExVideoError: not a video, or one that is damaged before its first clip is complete. What is damaged later
+        NoClipError: not a video, or one that is damaged before its first clip is complete. What is damaged later
             gives the clips before it.
+        ExVideoError: there is no ffmpeg, or it does not run.
     """
     frames, height, width = shape
     fit = f"scale={width}:{height}:force_original_aspect_ratio=increase:flags=bicubic"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", str(path), "-map", "0:v:0"]
+    command = [ffmpeg("read"), "-nostdin", "-v", "error", "-i", str(path), "-map", "0:v:0"]
     command += ["-vf", f"fps={fps},{fit},crop={width}:{height}", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
     size, clips, got = frames * height * width * 3, 0, 0
     with tempfile.TemporaryFile() as log:
-        decoder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+        try:
+            decoder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+        except OSError as error:
+            raise ExVideoError(f"Videos are read by ffmpeg, and it does not run ({error}): {ADVICE}") from error
         assert decoder.stdout is not None
         try:
             while True:
@@ -74,5 +91,5 @@ def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tenso
         log.seek(0)
         said = log.read().decode(errors="replace").strip().splitlines()
     if failed or not got:
-        raise ExVideoError(f"it cannot be read as a video (ffmpeg: {said[-1] if said else 'nothing found'})")
-    raise ExVideoError(f"it has {got * frames // size} frames at {fps:g} a second, and a clip needs {frames}")
+        raise NoClipError(f"it cannot be read as a video (ffmpeg: {said[-1] if said else 'nothing found'})")
+    raise NoClipError(f"it has {got * frames // size} frames at {fps:g} a second, and a clip needs {frames}")

@@ -74,26 +74,32 @@ class Engine:
         return self.whole(parameter.detach())
 
     def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-        """AdamW's moments of a parameter, as one each; none before the first step."""
+        """AdamW's moments of a parameter, as one each; none before the first step that it takes."""
         state = self.optimizer.state.get(parameter, {})
         return {name: self.whole(state[name]) for name in MOMENTS if name in state}
 
+    def taken(self) -> int:
+        """Steps that AdamW took. Where gradients are scaled, those whose gradient was not finite are not among them."""
+        return int(next((state["step"] for state in self.optimizer.state.values()), 0))
+
     def go_on(
-        self, parameter: torch.Tensor, value: torch.Tensor, moments: Mapping[str, torch.Tensor], steps: int
+        self, parameter: torch.Tensor, value: torch.Tensor, moments: Mapping[str, torch.Tensor], taken: int
     ) -> None:
-        """Give a parameter a value, and the moments that it had after so many steps."""
+        """Give a parameter a value, and the moments that it had after AdamW took so many steps."""
         with torch.no_grad():
             parameter.copy_(self.part(value, parameter))
-        here = {name: self.part(moment, parameter) for name, moment in moments.items()}
-        self.optimizer.state[parameter] = {"step": torch.tensor(float(steps)), **here}
+        if moments:
+            here = {name: self.part(moment, parameter) for name, moment in moments.items()}
+            self.optimizer.state[parameter] = {"step": torch.tensor(float(taken)), **here}
 
     def scaling(self) -> dict[str, Any]:
         """How gradients are scaled up, as `GradScaler` says it; empty where they are not."""
         return self.scaler.state_dict()
 
     def scale_as(self, scaling: dict[str, Any]) -> None:
-        """Scale gradients up as `scaling` said."""
-        self.scaler.load_state_dict(scaling)
+        """Scale gradients up as `scaling` said; what is empty says nothing, as of a run in another precision."""
+        if scaling:
+            self.scaler.load_state_dict(scaling)
 
     def whole(self, tensor: torch.Tensor) -> torch.Tensor:
         """A parameter or moment as one."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from ..export import check_rate
+from ..schedule import SIGMA_MAX
+from ..types import ExVideoError
 from .objective import CONTRAST
 
 AUTHORS_LEARNING_RATE = 1e-5
@@ -28,6 +32,9 @@ class Recipe:
         average_every: steps between these times.
         save_every: steps between checkpoints.
         accumulate: clips to a step.
+
+    Raises:
+        ExVideoError: numbers that nothing can be trained with.
     """
 
     steps: int
@@ -43,3 +50,21 @@ class Recipe:
     average_every: int = 10
     save_every: int = 500
     accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "average_every", "save_every", "accumulate"):
+            if (number := getattr(self, name)) < 1:
+                raise ExVideoError(f"Post-tuning needs at least 1 for {name}, got {number}.")
+        check_rate(self.fps)
+        for holds, sentence in (
+            (0 < self.learning_rate < 1, f"A learning rate lies between 0 and 1, got {self.learning_rate}."),
+            (
+                0 <= self.sigma_min < SIGMA_MAX,
+                f"sigma_min lies between 0 and the schedule's {SIGMA_MAX:g}, got {self.sigma_min}.",
+            ),
+            (0 <= self.weight_decay < math.inf, f"weight_decay is 0 or more, got {self.weight_decay}."),
+            (self.clip_norm > 0, f"clip_norm is more than 0, got {self.clip_norm}."),
+            (0 <= self.average <= 1, f"average is a share between 0 and 1, got {self.average}."),
+        ):
+            if not holds:
+                raise ExVideoError(sentence)

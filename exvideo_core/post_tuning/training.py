@@ -14,7 +14,6 @@ import torch
 
 from ..extension import Extension
 from ..files import fingerprint, open_tensors, save_tensors
-from ..schedule import SIGMA_MAX
 from ..types import ExVideoError
 from .cache import Clips
 from .engine import MOMENTS, Engine, Parameters
@@ -53,6 +52,7 @@ class Training:
         recipe: how.
         folder: where the state is kept; None keeps none.
         engine: what it runs on.
+        base: the identity of the model that `denoise` is.
     """
 
     def __init__(
@@ -64,14 +64,9 @@ class Training:
         recipe: Recipe,
         folder: Path | None = None,
         engine: Engine | None = None,
+        base: str = "",
     ):
-        if recipe.steps < 1:
-            raise ExVideoError(f"Post-tuning needs at least 1 step, got steps = {recipe.steps}.")
-        if not 0 < recipe.learning_rate < 1:
-            raise ExVideoError(f"A learning rate lies between 0 and 1, got {recipe.learning_rate}.")
-        if not 0 <= recipe.sigma_min < SIGMA_MAX:
-            raise ExVideoError(f"sigma_min lies between 0 and the schedule's {SIGMA_MAX:g}, got {recipe.sigma_min}.")
-        self._start, self._clips = start, clips
+        self._start, self._clips, self._base = start, clips, base
         self._recipe, self._folder, self._engine = recipe, folder, engine or Engine()
         # In main memory: as large as the parameters, and seldom needed.
         self._average = {key: parameter.detach().cpu().clone() for key, parameter in parameters.items()}
@@ -129,10 +124,11 @@ class Training:
         return total
 
     def _diverged(self, step: int, what: str) -> ExVideoError:
-        kept = f" What was learned before is in {self._folder}." if self._folder else ""
+        kept = f": what was learned before is in {self._folder}, and another run there would begin anew over it"
+        where = f" Choose another run_name or --output as well{kept}." if self._folder and step else ""
         return ExVideoError(
-            f"Post-tuning stopped at step {step + 1}: its {what} is no longer a number.{kept} Lower the learning "
-            "rate, or look for a damaged video."
+            f"Post-tuning stopped at step {step + 1}: its {what} is no longer a number. Lower the learning rate, or "
+            f"look for a damaged video.{where}"
         )
 
     def _loss(self, number: int) -> torch.Tensor:
@@ -173,7 +169,8 @@ class Training:
         if self._engine.rank:
             return
         texts = {"step": str(self.progress.step), "losses": json.dumps(self.progress.losses)}
-        texts |= {"recipe": self._settings(), "scaler": json.dumps(self._engine.scaling())}
+        texts |= {"taken": str(self._engine.taken()), "scaler": json.dumps(self._engine.scaling())}
+        texts |= {"recipe": json.dumps(self._settings())}
         save_tensors(self._folder / STATE, tensors, texts)
 
     def load(self) -> bool:
@@ -183,21 +180,24 @@ class Training:
         with open_tensors(self._folder / STATE, "Remove it to begin anew.") as (file, shapes):
             texts = file.metadata()
             same = all(shapes.get(f"parameter.{key}") == p.shape for key, p in self._parameters.items())
-            if not same or texts.get("recipe") != self._settings():
+            # What a state of an older version does not know, it does not deny.
+            if not same or not json.loads(texts["recipe"]).items() <= self._settings().items():
                 return False
             step = int(texts["step"])
             for key, parameter in self._parameters.items():
-                value, *moments = (file.get_tensor(f"{name}.{key}") for name in ("parameter", *MOMENTS))
-                self._engine.go_on(parameter, value, dict(zip(MOMENTS, moments, strict=True)), step)
+                there = [name for name in MOMENTS if f"{name}.{key}" in shapes]
+                moments = {name: file.get_tensor(f"{name}.{key}") for name in there}
+                value = file.get_tensor(f"parameter.{key}")
+                self._engine.go_on(parameter, value, moments, int(texts.get("taken", step)))
                 self._average[key].copy_(file.get_tensor(f"average.{key}"))
             self._engine.scale_as(json.loads(texts["scaler"]))
             self.progress = Progress(step, json.loads(texts["losses"]))
         return True
 
-    def _settings(self) -> str:
+    def _settings(self) -> dict[str, Any]:
         """What must be the same for a run to go on: all but how long it is and how often it is kept."""
         settings: dict[str, Any] = asdict(self._recipe)
         for free in ("steps", "save_every"):
             settings.pop(free)
         settings |= {"clips": self._clips.identity, "start": self._begun_from, "processes": self._engine.processes}
-        return json.dumps(settings)
+        return {**settings, "base": self._base}

@@ -42,6 +42,7 @@ class Zero(Accelerated):
         self._accelerator.gradient_accumulation_steps = recipe.accumulate
         optimizer = torch.optim.AdamW(parameters.values(), recipe.learning_rate, weight_decay=recipe.weight_decay)
         self._zero, _ = self._accelerator.prepare(torch.nn.ParameterList(parameters.values()), optimizer)
+        self.optimizer = self._zero.optimizer.optimizer  # on the parts that lie here
         self._first = next(iter(parameters.values()))
         return denoise, parameters
 
@@ -62,16 +63,18 @@ class Zero(Accelerated):
 
     def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         get = imported("deepspeed.utils").safe_get_full_optimizer_state
+        if not self.optimizer.state:
+            return {}
         return {name: get(parameter, name).cpu() for name in MOMENTS}
 
     def go_on(
-        self, parameter: torch.Tensor, value: torch.Tensor, moments: Mapping[str, torch.Tensor], steps: int
+        self, parameter: torch.Tensor, value: torch.Tensor, moments: Mapping[str, torch.Tensor], taken: int
     ) -> None:
         utils, device = imported("deepspeed.utils"), parameter.device
-        if not self._zero.optimizer.optimizer.state:
+        if moments and not self.optimizer.state:
             self._begin_moments()
-        for state in self._zero.optimizer.optimizer.state.values():
-            state["step"] = torch.tensor(float(steps))
+        for state in self.optimizer.state.values():
+            state["step"] = torch.tensor(float(taken))
         with torch.no_grad():
             parameter.copy_(value)
         utils.safe_set_full_fp32_param(parameter, value.to(device))
@@ -80,7 +83,7 @@ class Zero(Accelerated):
 
     def _begin_moments(self) -> None:
         """There are none before the first step, so take one that changes nothing."""
-        groups = self._zero.optimizer.optimizer.param_groups
+        groups = self.optimizer.param_groups
         rates = [group["lr"] for group in groups]
         for group in groups:
             group["lr"] = 0.0
@@ -95,5 +98,5 @@ class Zero(Accelerated):
         return {**GradScaler("cpu").state_dict(), "scale": float(self._zero.optimizer.loss_scale)}
 
     def scale_as(self, scaling: dict[str, Any]) -> None:
-        if self.in_half:
+        if self.in_half and scaling:
             self._zero.optimizer.loss_scale = scaling["scale"]

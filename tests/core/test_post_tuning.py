@@ -1,8 +1,11 @@
 """Post-tuning's parts that need no ComfyUI: chance, loss, motion, clips out of files, the cache."""
 
+import hashlib
 import json
 import math
+import os
 import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
 
@@ -153,8 +156,29 @@ def test_a_folder_without_videos_is_told(tmp_path):
         video_files(tmp_path)
     for number in range(3):
         (tmp_path / f"{number}.PNG").touch()
-    with pytest.raises(ExVideoError, match="but 3 pictures"):
+    with pytest.raises(ExVideoError, match="but 3 pictures or other files"):
         video_files(tmp_path)
+
+
+def test_texts_and_what_post_tuning_keeps_are_no_videos(tmp_path):
+    """ffmpeg draws some texts as videos; a run and its cache may lie among the videos that it learns from."""
+    video = make_video(tmp_path / "a.mp4")
+    (tmp_path / "run").mkdir()
+    text = "what is seen\n" * 1000
+    for name in ("a.txt", "release.NFO", "a.srt", "list.json", "run/training.state", "run/extension.safetensors"):
+        (tmp_path / name).write_text(text)
+    encoder, cache = ByEighths(), tmp_path / "cache"
+    for _ in range(2):
+        assert len(cache_clips(tmp_path, SHAPE, 30, encoder, cache)) == 2
+        assert video_files(tmp_path) == [video]
+
+
+def test_an_ffmpeg_that_does_not_run_is_told_and_blamed_on_no_video(videos, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nowhere"))
+        with pytest.raises(ExVideoError, match=r"Videos are read by ffmpeg, and it does not run .*IMAGEIO_FFMPEG_EXE"):
+            cache_clips(videos, SHAPE, 30, ByEighths(), tmp_path / "cache")
+    assert len(cache_clips(videos, SHAPE, 30, ByEighths(), tmp_path / "cache")) == 3
 
 
 # --- the cache -------------------------------------------------------------------------------------------------
@@ -223,6 +247,46 @@ def test_an_interrupted_encoding_is_begun_again(videos, tmp_path):
         cache_clips(videos, SHAPE, 30, Interrupted(), tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.json"))
     assert len(cache_clips(videos, SHAPE, 30, ByEighths(), tmp_path / "cache")) == 3
+
+
+def test_a_clip_that_is_gone_is_encoded_again(videos, tmp_path):
+    encoder, cache = ByEighths(), tmp_path / "cache"
+    clips = cache_clips(videos, SHAPE, 30, encoder, cache)
+    first, *_ = sorted(cache.glob("*.clip"))
+    first.write_bytes(b"damaged")
+    with pytest.raises(ExVideoError, match="Remove it, and it is made again"):
+        [clips[number] for number in range(3)]
+    first.unlink()
+    again = cache_clips(videos, SHAPE, 30, encoder, cache)
+    assert all(again[number].latents.isfinite().all() for number in range(3))
+    assert (again.identity, len(clips)) == (clips.identity, len(again))
+
+
+def test_clips_are_in_no_list_of_models_and_those_of_an_older_version_stay_known(videos, tmp_path):
+    """They ended in .safetensors, as the names in the texts beside them did, from which a run knew them again."""
+    encoder, cache = ByEighths(), tmp_path / "cache"
+    clips = cache_clips(videos, SHAPE, 30, encoder, cache)
+    assert not list(cache.glob("*.safetensors"))
+    for path in cache.glob("*.clip"):
+        path.rename(path.with_suffix(".safetensors"))
+    names = []
+    for index in sorted(cache.glob("*.json"), key=lambda path: json.loads(path.read_text())["video"]):
+        index.write_text(index.read_text().replace(".clip", ".safetensors"))
+        names += json.loads(index.read_text())["clips"]
+    again = cache_clips(videos, SHAPE, 30, encoder, cache)
+    assert encoder.asked == 3
+    assert torch.equal(again[2].latents, clips[2].latents)
+    assert not list(cache.glob("*.safetensors"))
+    assert again.identity == clips.identity == hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are texts there")
+def test_names_that_are_no_texts_are_replaced(videos, tmp_path):
+    os.rename(videos / "a.mp4", os.fsencode(videos) + b"/\xe9t\xe9.mp4")
+    os.rename(videos / "broken.mp4", os.fsencode(videos) + b"/\xe9.mp4")
+    clips = cache_clips(videos, SHAPE, 30, ByEighths(), tmp_path / "cache")
+    assert len(clips) == 3
+    assert [text.split(":")[0] for text in clips.skipped] == ["short.mp4", "?.mp4"]
 
 
 def test_a_folder_of_which_nothing_can_be_used_is_told(videos, tmp_path):

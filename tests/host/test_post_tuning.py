@@ -2,7 +2,6 @@
 
 import gc
 import json
-import math
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -149,15 +148,19 @@ def videos(tmp_path_factory):
 @pytest.fixture
 def tune(loaded, extension, videos, tmp_path):
     """Post-tune the tiny model; each call with a folder of the same name is the same run."""
-    model, clip_vision, vae = loaded
+    plain, clip_vision, vae = loaded
 
-    def call(steps, run="run", start=None, folder=videos, on_step=lambda progress: None, frames=FRAMES, **recipe):
+    def call(
+        steps, run="run", start=None, folder=videos, on_step=lambda progress: None, frames=FRAMES, model=plain,
+        must_keep=False, **recipe,
+    ):  # fmt: skip
         given = Recipe(steps, **{"learning_rate": 1e-4, "save_every": 2, "average_every": 2, **recipe})
         start = start or extension
         size = (SIDE, SIDE)
         return host.post_tune(
-            model, start, clip_vision, vae, folder, size, given, tmp_path / run, frames, on_step=on_step
-        )
+            model, start, clip_vision, vae, folder, size, given, tmp_path / run, frames, on_step=on_step,
+            must_keep=must_keep,
+        )  # fmt: skip
 
     return call
 
@@ -221,6 +224,27 @@ def test_other_settings_videos_or_beginnings_are_another_run(tune, tmp_path, loa
         assert losses != before, change
 
 
+def test_another_base_is_another_run(tune, loaded, extension):
+    """Which a LoRA makes of a base, but no extension that is applied: that takes no part."""
+    key = "diffusion_model.input_blocks.1.0.in_layers.2.weight"
+    other = loaded[0].clone()
+    other.add_patches({key: (torch.ones_like(loaded[0].model.state_dict()[key]),)})
+    taken = []
+
+    def steps(model):
+        taken.clear()
+        _, losses = tune(2, model=model, on_step=taken.append)
+        return len(taken), losses
+
+    count, losses = steps(loaded[0])
+    assert count == 2
+    assert steps(host.apply_extension(loaded[0], extension, 0.5)) == (0, losses)
+    count, others = steps(other)
+    assert count == 2
+    assert others != losses
+    assert steps(loaded[0]) == (2, losses)
+
+
 def test_a_gradient_that_is_no_number_stops(tune, monkeypatch):
     """Here by a clipping whose norm is infinite; nothing may be learned from such a step in silence."""
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
@@ -246,7 +270,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tune, load
     """By a clip whose latents are damaged in the cache, which comes second."""
     tune(1)
     (order,) = [[draw(0, step, 2).clip for step in range(2)]]
-    files = sorted((tmp_path / "post_tuning_cache").glob("*.safetensors"))
+    files = sorted((tmp_path / "post_tuning_cache").glob("*.clip"))
     index = sorted((tmp_path / "post_tuning_cache").glob("*.json"), key=lambda p: json.loads(p.read_text())["video"])
     damaged = [json.loads(path.read_text())["clips"][0] for path in index][order[1]]
     (path,) = [file for file in files if file.name == damaged]
@@ -279,6 +303,22 @@ def test_a_full_disk_at_a_checkpoint_loses_nothing(tune, tmp_path, monkeypatch, 
     assert same(learned, tune(4, "another")[0])
 
 
+def test_a_finished_run_whose_extension_cannot_be_written_gives_it_back_or_says_so(tune, tmp_path, caplog):
+    """Here, since a folder has its name. A run that was stopped says why, and nothing else."""
+    (tmp_path / "run" / "extension.safetensors").mkdir(parents=True)
+    learned, _ = tune(2)
+    assert "could not be kept: extension.safetensors could not be written" in caplog.text
+    with pytest.raises(ExVideoError, match=r"^extension\.safetensors could not be written .* choose another folder"):
+        tune(2, must_keep=True)
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(3, on_step=stop, must_keep=True)
+    assert same(learned, tune(2, "another")[0])
+
+
 def test_lengths_from_one_frame_to_more_than_the_extension_has(tune, loaded):
     start = new_extension(host.base_weights(loaded[0]), 8)
     one, _ = tune(1, "one", start=new_extension(host.base_weights(loaded[0]), 1), frames=0)
@@ -288,19 +328,9 @@ def test_lengths_from_one_frame_to_more_than_the_extension_has(tune, loaded):
     assert longer.tensors["blocks.7.positional_embedding.embeddings"].shape == (20, 32)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"steps": 0}, "at least 1 step"),
-        ({"steps": 1, "learning_rate": 0.0}, "learning rate lies between"),
-        ({"steps": 1, "sigma_min": 700.0}, "sigma_min lies between 0 and the schedule's 700, got 700"),
-        ({"steps": 1, "sigma_min": math.nan}, "sigma_min lies between"),
-        ({"steps": 1, "frames": 500}, "None of the 2 files"),
-    ],
-)
-def test_settings_that_cannot_be(tune, change, message):
-    with pytest.raises(ExVideoError, match=message):
-        tune(**change)
+def test_clips_that_are_longer_than_all_videos_are_told(tune):
+    with pytest.raises(ExVideoError, match="None of the 2 files"):
+        tune(1, frames=500)
 
 
 def test_an_extension_of_another_width_is_refused(tune, loaded):

@@ -62,6 +62,8 @@ def test_a_folder_of_videos_becomes_an_extension(client, server, videos):
     listed = str(server.get("/object_info/ExVideoLoader")["ExVideoLoader"]["input"]["required"]["exvideo_name"])
     assert "queue/extension.safetensors" in listed
     assert "training.state" not in listed
+    assert list((folder / "post_tuning_cache").iterdir())
+    assert "post_tuning_cache" not in listed
 
 
 def test_an_interrupt_keeps_what_was_learned_and_the_next_run_goes_on(client, server, videos):

@@ -134,6 +134,7 @@ def same(one, other, tolerance=0.0):
     [
         (["--steps=1", "--size=big"], "A size is width x height in pixels, such as 512x512; got big."),
         (["--steps=1", "--videos=/nowhere"], "There is no folder /nowhere"),
+        (["--steps=1", "--save-every=0"], "Post-tuning needs at least 1 for save_every, got 0."),
         (["--steps=1", "--shard"], "start it by accelerate launch or torchrun."),
     ],
 )
@@ -144,6 +145,16 @@ def test_bad_input_ends_in_a_sentence(program, tmp_path, options, message):
     assert message in said
     assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
+
+
+def test_an_extension_that_cannot_be_written_is_an_error(program, tmp_path):
+    (tmp_path / "extension.safetensors").mkdir()
+    process = start(program, tmp_path, "--steps=1")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith("extension.safetensors could not be written")
+    assert "Traceback" not in said
+    assert "The extension is" not in said
 
 
 def test_without_a_comfyui_it_says_how_to_find_one(tmp_path):

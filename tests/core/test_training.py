@@ -1,0 +1,154 @@
+"""A training's loop without ComfyUI: settings that cannot be, runs that go on, also where gradients are scaled."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch.amp.grad_scaler import GradScaler
+
+from exvideo_core.extension import Extension
+from exvideo_core.post_tuning.cache import Clip
+from exvideo_core.post_tuning.engine import Engine
+from exvideo_core.post_tuning.recipe import Recipe
+from exvideo_core.post_tuning.training import STATE, Training
+from exvideo_core.types import ExVideoError
+
+HIGHEST = 2.0**13
+"""The largest scale at which gradients are finite here: three steps from the one that scaling begins with."""
+
+
+class Scaling(Engine):
+    """What scales gradients on a GPU, on the CPU."""
+
+    in_half = True
+
+    def prepare(self, denoise, parameters, recipe):
+        prepared = super().prepare(denoise, parameters, recipe)
+        self.scaler = GradScaler("cpu")
+        return prepared
+
+
+class Overflowing(torch.autograd.Function):
+    """Gradients that are infinite where they are scaled up too far."""
+
+    @staticmethod
+    def forward(ctx, x, engine):
+        ctx.engine = engine
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (math.inf if ctx.engine.scaler.get_scale() > HIGHEST else 1), None
+
+
+class Clips:
+    identity = "clips"
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, number):
+        latents = torch.randn(4, 4, 2, 2, generator=torch.Generator().manual_seed(number))
+        return Clip(latents, torch.zeros(1, 1, 2), 3)
+
+
+def training(folder, engine=None, base="", denoise=None, **recipe):
+    engine = engine or Scaling()
+    weight = torch.nn.Parameter(torch.ones(4))
+
+    def scaled(noised, sigma, *_):
+        return Overflowing.apply(weight[None, :, None, None] * noised / (1 + sigma), engine)
+
+    settings = Recipe(**{"steps": 12, "learning_rate": 0.1, "average_every": 100, **recipe})
+    start = Extension({"weight": torch.ones(4)}, 4)
+    return Training(denoise or scaled, {"weight": weight}, start, Clips(), settings, folder, engine, base)
+
+
+def stopped(folder, at, **options):
+    def stop(progress):
+        if progress.step == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training(folder, **options).run(stop)
+
+
+@pytest.mark.parametrize("at", [1, 3, 6])
+def test_a_run_that_skipped_steps_goes_on_to_the_same_numbers(tmp_path, at):
+    """A gradient that is not finite changes nothing but the scale: AdamW counts no step, or has not begun."""
+    whole = training(tmp_path / "whole").run()
+    stopped(tmp_path / "stopped", at)
+    again = training(tmp_path / "stopped")
+    assert again.load()
+    assert torch.equal(again.run().tensors["weight"], whole.tensors["weight"])
+    states = [load_file(tmp_path / run / STATE) for run in ("whole", "stopped")]
+    assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
+
+
+@pytest.mark.parametrize(("before", "after"), [(Engine, Scaling), (Scaling, Engine)])
+def test_a_run_goes_on_in_another_precision(tmp_path, before, after):
+    stopped(tmp_path, 6, engine=before())
+    again = training(tmp_path, engine=after())
+    assert again.load()
+    again.run()
+    assert again.progress.step == 12
+
+
+def test_a_run_of_another_base_is_another_run(tmp_path):
+    stopped(tmp_path, 6, base="one")
+    assert training(tmp_path, base="one").load()
+    assert not training(tmp_path, base="other").load()
+    assert not training(tmp_path, base="one", learning_rate=0.2).load()
+
+
+def test_a_state_of_an_older_version_is_gone_on_with(tmp_path):
+    """Which says neither what base it is of nor how many steps AdamW took: as many as there were."""
+    stopped(tmp_path, 6, engine=Engine())
+    with safe_open(tmp_path / STATE, framework="pt") as file:
+        texts = file.metadata()
+    recipe = json.loads(texts["recipe"])
+    recipe.pop("base")
+    older = {key: texts[key] for key in ("step", "losses", "scaler")} | {"recipe": json.dumps(recipe)}
+    save_file(load_file(tmp_path / STATE), tmp_path / STATE, older)
+    again = training(tmp_path, engine=Engine(), base="one")
+    assert again.load()
+    assert (again.progress.step, again._engine.taken()) == (6, 6)
+
+
+@pytest.mark.parametrize(("at", "told"), [(0, False), (2, True)])
+def test_where_a_loss_is_no_number_the_advice_loses_nothing(tmp_path, at, told):
+    passes = []
+
+    def diverging(noised, *_):
+        passes.append(noised)
+        return noised * (torch.nan if len(passes) > at else 1) * weight
+
+    weight = torch.nn.Parameter(torch.ones(()))
+    with pytest.raises(ExVideoError, match=f"stopped at step {at + 1}: its loss") as raised:
+        training(tmp_path, engine=Engine(), denoise=diverging).run()
+    assert ("Choose another run_name or --output as well" in str(raised.value)) == told
+    assert (str(tmp_path) in str(raised.value)) == told
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "at least 1 for steps, got 0"),
+        ({"save_every": 0}, "at least 1 for save_every, got 0"),
+        ({"average_every": 0}, "at least 1 for average_every, got 0"),
+        ({"accumulate": 0}, "at least 1 for accumulate, got 0"),
+        ({"learning_rate": 0.0}, "learning rate lies between"),
+        ({"sigma_min": 700.0}, "sigma_min lies between 0 and the schedule's 700, got 700"),
+        ({"sigma_min": math.nan}, "sigma_min lies between"),
+        ({"weight_decay": -1.0}, "weight_decay is 0 or more, got -1.0"),
+        ({"clip_norm": 0.0}, "clip_norm is more than 0, got 0.0"),
+        ({"average": 1.5}, "average is a share between 0 and 1, got 1.5"),
+        ({"fps": 0.0}, "0.01 to 1000 frames a second, got fps = 0.0"),
+    ],
+)
+def test_settings_that_cannot_be(change, message):
+    with pytest.raises(ExVideoError, match=message):
+        Recipe(**{"steps": 1, **change})
