@@ -77,7 +77,8 @@ def _run(options: argparse.Namespace) -> int:
     graph, place = with_texts(graph, options.settings, schemas), Place.parse(options.picture)
     recipe = Recipe(graph, find(graph, place, schemas), place.input, titles(graph, schemas), options.output)
     manifest = Manifest(options.output, [graph, options.picture])
-    pictures = [item for item in pictures if not manifest.has_made(item.picture)]
+    own = manifest.own_files()
+    pictures = [item for item in pictures if str(item.picture) not in own]
     items = manifest.to_do(pictures)
     say(f"{len(items)} of {len(pictures)} pictures are to be done.")
     stopped = False

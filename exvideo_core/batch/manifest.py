@@ -94,10 +94,10 @@ class Manifest:
         """Those that are not done with these settings, under the names that they keep from now on."""
         return [named for named in map(self._named, items) if not self._is_done(named)]
 
-    def has_made(self, picture: Path) -> bool:
-        """Whether this is one of the batch's own files, which may lie among the pictures."""
+    def own_files(self) -> set[str]:
+        """The paths of all that the batch has made, which may lie among the pictures."""
         made = itertools.chain(*map(_files, self._records.values()))
-        return str(picture) in {os.path.abspath(self.path.parent / file) for file in made}
+        return {os.path.abspath(self.path.parent / file) for file in made}
 
     def done(self, item: Item, arrived: Sequence[Path]) -> list[str]:
         """Keep that an item is made, and move its files to where they belong; returns their names.
@@ -107,10 +107,12 @@ class Manifest:
             OSError: a file cannot be moved.
         """
         files = self._free(item, [path.suffix for path in arrived])
-        self._record(item, {"files": files})  # before they are there, or after a kill they would be somebody else's
+        # Its own before they are there, or after a kill they would be somebody else's; done not before they are.
+        self._record(item, {}, files)
         for path, file in zip(arrived, files, strict=True):
             (self.path.parent / file).parent.mkdir(parents=True, exist_ok=True)
             path.replace(self.path.parent / file)
+        self._record(item, {"files": files})
         self.made += 1
         return files
 
@@ -149,9 +151,9 @@ class Manifest:
         there = bool(files) and all((self.path.parent / file).is_file() for file in files)
         return there and record["from"] == item.fingerprint
 
-    def _record(self, item: Item, outcome: dict[str, Any]) -> None:
-        before = [file for file in _files(self._records[str(item.picture)]) if file not in outcome.get("files", [])]
-        earlier = [file for file in before if (self.path.parent / file).exists()]
+    def _record(self, item: Item, outcome: dict[str, Any], coming: Sequence[str] = ()) -> None:
+        before = [file for file in _files(self._records[str(item.picture)]) if file not in outcome.get("files", coming)]
+        earlier = [*(file for file in before if (self.path.parent / file).exists()), *coming]
         self._records[str(item.picture)] = {
             "name": item.name,
             "from": item.fingerprint,

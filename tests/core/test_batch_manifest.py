@@ -77,6 +77,21 @@ def test_what_a_killed_batch_left_is_removed(begin, output):
     assert [path.name for path in output.iterdir()] == [MANIFEST]
 
 
+def test_a_stop_before_the_file_is_in_its_place(begin, output):
+    """The old file is not taken for the new one, and its name stays the item's."""
+    manifest, (item,) = begin("a.png")
+    done(manifest, item, ".png")
+    item.picture.write_text("another picture")
+    manifest = Manifest(output, "settings")
+    (item,) = manifest.to_do([item])
+    with pytest.raises(FileNotFoundError):
+        manifest.done(item, [output / "gone.png"])
+    manifest = Manifest(output, "settings")
+    (item,) = manifest.to_do([item])
+    assert done(manifest, item, ".png") == ["a.png"]
+    assert manifest.to_do([item]) == []
+
+
 def test_a_record_that_cannot_be_kept_leaves_no_file_behind(begin, output):
     manifest, (item,) = begin("a.png")
     elsewhere = output.with_name("elsewhere")
