@@ -29,7 +29,8 @@ def run(tmp_path):
     def start(name, *arguments):
         module = f"custom_nodes.exvideo.exvideo_core.{name}"
         command = [sys.executable, "-I", "-c", START, tmp_path / "ComfyUI", module, *arguments]
-        env = {**os.environ, "COMFYUI_PATH": str(host_path())}
+        # An isolated Python does not read PYTHONPATH. Those that Ray starts do: there, ComfyUI is on the path of all.
+        env = {**os.environ, "COMFYUI_PATH": str(host_path()), "PYTHONPATH": str(tmp_path / "ComfyUI")}
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -46,6 +47,17 @@ def test_the_batch(run, server, tmp_path):
     picture = draw(tmp_path / "portable.png", (7, 7, 90))
     assert "1 done, 0 failed" in run("batch", *words(picture, url=server.url, output=tmp_path / "videos"))
     assert frames(tmp_path / "videos" / "portable.mp4") == 2
+
+
+def test_the_batch_on_many_servers(run, server, tmp_path):
+    """Ray's workers find the pack, too; a name and password that a server is given are not told."""
+    for number in range(2):
+        draw(tmp_path / "pictures" / f"{number}.png", (7, number, 91))
+    urls = [server.url, server.url.replace("127.0.0.1", "me:sesame@localhost")]
+    said = run("batch", *words(tmp_path / "pictures", url=urls, output=tmp_path / "videos"))
+    assert "2 done, 0 failed" in said
+    assert " on http://localhost:" in said
+    assert "sesame" not in said
 
 
 def test_post_tuning_tells_what_it_does(run, tmp_path):
