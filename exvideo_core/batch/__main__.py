@@ -45,6 +45,8 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make what is not done; returns the exit status."""
     options = arguments().parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter of a picture's name
     try:
         return _run(options)
     except ExVideoError as error:
@@ -62,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
         raise ExVideoError(
             "A batch needs requests and websocket-client: install both (pip install requests websocket-client)."
         ) from error
-    from .manifest import Manifest, find_pictures
+    from .manifest import Manifest, RecordError, find_pictures
     from .many import load_ray, run_many
     from .work import Recipe, run_one
     from .workflow import Place, find, read_workflow, titles, with_texts
@@ -75,16 +77,23 @@ def _run(options: argparse.Namespace) -> int:
     graph, place = with_texts(graph, options.settings, schemas), Place.parse(options.picture)
     recipe = Recipe(graph, find(graph, place, schemas), place.input, titles(graph, schemas), options.output)
     manifest = Manifest(options.output, [graph, options.picture])
+    own = manifest.own_files()
+    pictures = [item for item in pictures if str(item.picture) not in own]
     items = manifest.to_do(pictures)
     say(f"{len(items)} of {len(pictures)} pictures are to be done.")
-    if len(urls) > 1:
-        run_many(urls, recipe, items, manifest)
-    elif items:
-        with Client(urls[0]) as client:
-            run_one(client, recipe, items, manifest)
+    stopped = False
+    try:
+        if len(urls) > 1:
+            run_many(urls, recipe, items, manifest)
+        elif items:
+            with Client(urls[0]) as client:
+                run_one(client, recipe, items, manifest)
+    except RecordError as error:
+        say(f"{error}")
+        stopped = True
     left = len(items) - manifest.made
     say(f"{manifest.made} done, {manifest.failures} failed, {left - manifest.failures} not reached: {manifest.path}")
-    return 0 if not left else 1 if manifest.made or manifest.failures else 2
+    return 0 if not left else 1 if manifest.made or manifest.failures or stopped else 2
 
 
 def _answering(urls: Sequence[str]) -> tuple[list[str], Schemas]:

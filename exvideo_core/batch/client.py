@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 import uuid
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import requests
 import websocket
@@ -52,14 +55,19 @@ class Output(NamedTuple):
 
 
 class Client:
-    """Talks to one server. `alive` tells whether its process still runs (leave it out for a server of someone else)."""
+    """Talks to one server, also to one that asks for a name and a password, as in `http://name:password@host`.
+
+    `alive` tells whether its process still runs (leave it out for a server of someone else).
+    """
 
     def __init__(self, url: str, alive: Callable[[], bool] = lambda: True) -> None:
-        self.url = url.rstrip("/")
+        self.url, login = split_login(url)
         self.alive = alive
         self.id = uuid.uuid4().hex
+        self._headers = {"Authorization": f"Basic {b64encode(login.encode()).decode()}"} if login else {}
         self._http = requests.Session()
         self._http.trust_env = False  # no proxy between two processes of one machine
+        self._http.headers.update(self._headers)
         self._socket: websocket.WebSocket | None = None
 
     def __enter__(self) -> Client:
@@ -72,13 +80,14 @@ class Client:
     def upload_image(self, path: Path) -> str:
         """Put a picture into the server's input folder; returns the name that `LoadImage` knows it by."""
         with path.open("rb") as file:
-            answer = self._call("POST", "/upload/image", files={"image": (path.name, file, "image/png")})
-        stored = answer.json()
+            # A name that is no text, as other systems may have left on a disk, is not sent as it is.
+            name = os.fsencode(path.name).decode(errors="replace")
+            stored = self._ask("POST", "/upload/image", files={"image": (name, file, "image/png")})
         return f"{stored['subfolder']}/{stored['name']}" if stored.get("subfolder") else str(stored["name"])
 
     def object_info(self) -> dict[str, Any]:
         """What the server says about every node: inputs, their order and defaults."""
-        return dict(self._call("GET", "/object_info", within=FIRST_ANSWER_WITHIN).json())
+        return dict(self._ask("GET", "/object_info", within=FIRST_ANSWER_WITHIN))
 
     def queue(self, prompt: dict[str, Any], workflow: dict[str, Any] | None = None) -> str:
         """Queue a prompt in API form, with the graph of the page to be stored in its files; returns the prompt's id."""
@@ -86,10 +95,10 @@ class Client:
         body: dict[str, Any] = {"prompt": prompt, "client_id": self.id}
         if workflow is not None:
             body["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}
-        answer = self._call("POST", "/prompt", json=body, accept=(400,))
-        if answer.status_code == 400:
-            raise PromptRefusedError(explain_refusal(answer.json()))
-        return str(answer.json()["prompt_id"])
+        answer = self._ask("POST", "/prompt", json=body, accept=(400,))
+        if "prompt_id" not in answer:
+            raise PromptRefusedError(explain_refusal(answer))
+        return str(answer["prompt_id"])
 
     def follow(self, prompt_id: str, on_event: OnEvent) -> None:
         """Report the prompt's events until it has succeeded; raises when it fails, is cancelled, or the server dies."""
@@ -115,7 +124,7 @@ class Client:
 
     def _told_meanwhile(self, prompt_id: str) -> list[tuple[str, dict[str, Any]]]:
         """The events of a prompt that has ended; none of one that is still queued or runs."""
-        queue = self._call("GET", "/queue").json()  # before the history: a prompt goes from the one into the other
+        queue = self._ask("GET", "/queue")  # before the history: a prompt goes from the one into the other
         messages = self.history(prompt_id).get("status", {}).get("messages", [])
         if not messages and not any(item[1] == prompt_id for items in queue.values() for item in items):
             raise ClientError(
@@ -140,7 +149,7 @@ class Client:
 
     def history(self, prompt_id: str) -> dict[str, Any]:
         """What the server recorded of a prompt that has ended; empty while it has not."""
-        return dict(self._call("GET", f"/history/{prompt_id}").json().get(prompt_id, {}))
+        return dict(self._ask("GET", f"/history/{prompt_id}").get(prompt_id, {}))
 
     def download(self, item: Output, destination: Path) -> None:
         """Fetch a saved file. Under `destination` there is the whole file or nothing new."""
@@ -161,6 +170,18 @@ class Client:
                 f"{destination} cannot be written ({error}): free some space, or take another folder."
             ) from error
 
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
+        """What the server answers, out of JSON."""
+        answer = self._call(method, path, **options)
+        try:
+            return answer.json()
+        except ValueError as error:
+            kind = answer.headers.get("Content-Type", "something else")
+            raise ClientError(
+                f"ComfyUI at {self.url} should answer {method} {path} with JSON, got {kind}: this may be another "
+                "program, or a page to sign in at; look at the address in a browser."
+            ) from error
+
     def _call(
         self, method: str, path: str, *, accept: tuple[int, ...] = (), within: float = 600.0, **options: Any
     ) -> requests.Response:
@@ -178,7 +199,9 @@ class Client:
         if self._socket is None:
             address = self.url.replace("http", "ws", 1) + f"/ws?clientId={self.id}"
             try:
-                self._socket = websocket.create_connection(address, timeout=SILENCE, http_no_proxy=["*"])
+                self._socket = websocket.create_connection(
+                    address, timeout=SILENCE, http_no_proxy=["*"], header=self._headers
+                )
             except (OSError, websocket.WebSocketException) as error:
                 raise self._gone(error) from error
 
@@ -189,18 +212,19 @@ class Client:
             self._socket = None
 
     def _receive(self) -> dict[str, Any] | None:
-        """The next message, or None after some silence or a lost connection."""
+        """The next message, or None after some silence or on a new connection."""
         deadline = time.monotonic() + RECONNECT_FOR
         while True:
             try:
-                self._connect()
-                assert self._socket is not None
+                if self._socket is None:
+                    self._connect()
+                    return None
                 raw = self._socket.recv()
-                if isinstance(raw, str) and raw:
-                    return dict(json.loads(raw))
-                # Bytes are preview pictures, which a terminal has no use for; nothing at all is a closing handshake.
                 if not raw:
-                    self._disconnect()
+                    raise websocket.WebSocketConnectionClosedException("the server closed the connection")
+                # Bytes are preview pictures, which a terminal has no use for.
+                if isinstance(raw, str):
+                    return dict(json.loads(raw))
             except websocket.WebSocketTimeoutException:
                 if self.alive():
                     return None
@@ -218,13 +242,24 @@ class Client:
         return ServerGoneError(f"ComfyUI at {self.url} cannot be reached ({error}): see its log.")
 
 
+def split_login(url: str) -> tuple[str, str]:
+    """A server's address without the name and password that may be in it, and these, as `name:password`."""
+    scheme, colon, rest = url.rstrip("/").rpartition("://")
+    login, _, host = rest.rpartition("@")
+    return scheme + colon + host, unquote(login)
+
+
 def outputs(history: dict[str, Any]) -> list[Output]:
-    """All files that a prompt has saved, by the record of `Client.history`."""
+    """All files that a prompt has saved, by the record of `Client.history`, node by node as in the prompt."""
     return list(_files(history))
 
 
 def _files(history: dict[str, Any]) -> Iterator[Output]:
-    for node, results in history.get("outputs", {}).items():
+    # The record has them as they ended, which differs from run to run where nodes wait for nothing of each other.
+    _, _, graph, *_ = history.get("prompt") or (0, "", {})
+    places = {node: place for place, node in enumerate(graph)}
+    made = history.get("outputs", {})
+    for node, results in sorted(made.items(), key=lambda item: (places.get(item[0], len(places)), item[0])):
         for key in FILE_KEYS:
             for item in results.get(key, []):
                 yield Output(node, item["filename"], item.get("subfolder", ""), item.get("type", "output"))

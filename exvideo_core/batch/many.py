@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..types import ExVideoError
-from .client import Client
-from .manifest import Item, Manifest
+from .client import Client, split_login
+from .manifest import Item, Manifest, RecordError
 from .progress import Progress, say
 from .work import Maker, Outcome, Recipe, keep
 
@@ -68,7 +68,7 @@ def run_many(urls: Sequence[str], recipe: Recipe, items: Sequence[Item], manifes
     try:
         # Two calls at a time: to make an item, and to tell how far it is.
         kind = ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS, max_concurrency=2)(_Worker)
-        _spread(ray, {url: kind.remote(url, recipe) for url in urls}, items, manifest)
+        _spread(ray, {split_login(url)[0]: kind.remote(url, recipe) for url in urls}, items, manifest)
     finally:
         ray.shutdown()
 
@@ -98,8 +98,9 @@ def _spread(ray: Any, workers: dict[str, Any], items: Sequence[Item], manifest: 
                 else:
                     keep(manifest, item, outcome, before)
                     free.append(url)
-    except KeyboardInterrupt:
-        ray.wait([workers[url].stop.remote() for url, _ in running.values()], num_returns=len(running), timeout=10)
+    except (KeyboardInterrupt, RecordError):
+        if running:
+            ray.wait([workers[url].stop.remote() for url, _ in running.values()], num_returns=len(running), timeout=10)
         raise
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ..types import ExVideoError
 from .client import Client, OnEvent, Output, PromptRefusedError, ServerGoneError, outputs
-from .manifest import Item, Manifest
+from .manifest import ARRIVING, Item, Manifest
 from .progress import Progress, say
 from .workflow import Graph, with_values
 
@@ -25,9 +25,12 @@ class Recipe(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The files of an item, or why there are none; and whether its server can make nothing more."""
+    """The files of an item, still without their names, or why there are none.
 
-    files: list[str]
+    `server_lost` tells whether its server can make nothing more.
+    """
+
+    arrived: list[Path]
     error: str = ""
     server_lost: bool = False
 
@@ -53,7 +56,7 @@ class Maker:
         if self._prompt_id:
             self._client.interrupt(self._prompt_id)
 
-    def _make(self, item: Item, on_event: OnEvent) -> list[str]:
+    def _make(self, item: Item, on_event: OnEvent) -> list[Path]:
         client, recipe = self._client, self._recipe
         picture = {recipe.picture_input: client.upload_image(item.picture)}
         self._prompt_id = client.queue(with_values(recipe.graph, recipe.picture_nodes, picture))
@@ -62,29 +65,40 @@ class Maker:
         saved = [output for output in outputs(client.history(self._prompt_id)) if output.type == "output"]
         if not saved:
             raise ExVideoError("The workflow should save a file, it saved none: add a node such as Save ExVideo.")
-        self._prompt_id = ""
-        files = list(_names(item.name, saved))
-        for output, file in zip(saved, files, strict=True):
-            client.download(output, recipe.folder / file)
-        return files
+        prompt_id, self._prompt_id = self._prompt_id, ""
+        return self._fetch(saved, recipe.folder / f"{ARRIVING}{prompt_id}")
 
-
-def _names(name: str, saved: Sequence[Output]) -> Iterator[str]:
-    """The first of each kind of files is named after the picture, others are numbered."""
-    count: Counter[str] = Counter()
-    for output in saved:
-        suffix = PurePosixPath(output.filename).suffix
-        count[suffix] += 1
-        yield f"{name}{f'.{count[suffix]}' if count[suffix] > 1 else ''}{suffix}"
+    def _fetch(self, saved: Sequence[Output], folder: Path) -> list[Path]:
+        """All files of an item, or none, in a folder of their own: only who knows all items can name them."""
+        arrived = [folder / f"{number}{PurePosixPath(one.filename).suffix}" for number, one in enumerate(saved)]
+        try:
+            for output, path in zip(saved, arrived, strict=True):
+                self._client.download(output, path)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return arrived
 
 
 def keep(manifest: Manifest, item: Item, outcome: Outcome, before: str) -> None:
-    """Record and tell how an item ended."""
-    if outcome.error:
-        manifest.failed(item, outcome.error)
-    else:
-        manifest.done(item, outcome.files)
-    say(f"{before}{outcome.error or ', '.join(outcome.files)}")
+    """Record and tell how an item ended.
+
+    Raises:
+        RecordError: it cannot be recorded.
+    """
+    told = outcome.error
+    try:
+        if told:
+            manifest.failed(item, told)
+        else:
+            told = ", ".join(manifest.done(item, outcome.arrived))
+    except OSError as error:
+        told = f"Its files cannot be named ({error}): make their folder writable, or choose another --output."
+        manifest.failed(item, told)
+    finally:
+        for folder in {path.parent for path in outcome.arrived}:
+            shutil.rmtree(folder, ignore_errors=True)
+    say(f"{before}{told}")
 
 
 def run_one(client: Client, recipe: Recipe, items: Sequence[Item], manifest: Manifest) -> None:

@@ -18,7 +18,7 @@ from comfyui_version import __version__ as host_version
 from ..doctor.checks import check_flow, check_formats, check_memory, check_models, extended_parameters
 from ..doctor.findings import Finding, guarded
 from ..svd import UNetLayout
-from ..types import LatentShape
+from ..types import ExVideoError, LatentShape
 from .files import MODEL_FOLDER, model_names, model_path
 from .memory import Memory
 
@@ -62,11 +62,17 @@ def _check_models() -> Iterator[Finding]:
     for kind, folder in (("SVD checkpoints", "checkpoints"), ("ExVideo extensions", MODEL_FOLDER)):
         first, *others = folder_paths.get_folder_paths(folder)
         yield Finding(f"{kind} belong in {first}" + (f"; also read: {', '.join(others)}" if others else ""))
-    checkpoints = [name for name in model_names("checkpoints") if name.endswith(".safetensors")]
-    yield from check_models(
-        {name: model_path("checkpoints", name) for name in checkpoints},
-        {name: model_path(MODEL_FOLDER, name) for name in model_names(MODEL_FOLDER)},
-    )
+    files: dict[str, dict[str, Path]] = {"checkpoints": {}, MODEL_FOLDER: {}}
+    for folder, found in files.items():
+        for name in model_names(folder):
+            if not name.endswith(".safetensors"):
+                continue
+            try:
+                found[name] = model_path(folder, name)
+            except ExVideoError:  # the rest can be looked at
+                what = f"{name} is listed in {folder}, but cannot be opened: most likely it is a link to nowhere"
+                yield Finding(what, "warn", "Remove it, or put back what it leads to.")
+    yield from check_models(*files.values())
 
 
 def _check_memory() -> Iterator[Finding]:

@@ -29,7 +29,7 @@ from .recipe import Recipe
 from .training import Progress
 from .zero import Zero
 
-log = logging.getLogger("exvideo_core.post_tuning")
+log = logging.getLogger(__package__)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -57,7 +57,8 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     """Train; ends with status 1 and a sentence where that cannot be done."""
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("exvideo_core").setLevel(logging.INFO)  # ours, not all that the host says
+    # Ours, whatever they are called here, not all that the host says.
+    logging.getLogger(__package__.rpartition(".")[0]).setLevel(logging.INFO)
     words = sys.argv[1:]
     ours = words.index("--") if "--" in words else len(words)
     options = arguments().parse_args(words[:ours])

@@ -23,12 +23,18 @@ def test_all_is_looked_at(findings, models):
         assert part in told
 
 
-def test_a_model_that_vanishes_meanwhile_is_a_finding(models, monkeypatch):
-    monkeypatch.setattr(diagnosis, "model_names", lambda kind: ["gone.safetensors"])
+@pytest.mark.parametrize("folder", ["checkpoints", "exvideo"])
+def test_a_link_to_nowhere_is_told_and_the_rest_looked_at(models, tmp_path, folder):
+    link = models / folder / "gone.safetensors"
+    link.symlink_to(tmp_path / "nothing")
     findings = host.diagnose()
-    (found,) = (finding for finding in findings if finding.state == "wrong")
-    assert "gone.safetensors" in found.what
-    assert any("GiB are free" in finding.what for finding in findings)
+    link.unlink()
+    (found,) = (finding for finding in findings if "gone.safetensors" in finding.what)
+    assert found.state == "warn"
+    assert "link to nowhere" in found.what
+    assert not is_wrong(findings)
+    told = "\n".join(finding.what for finding in findings)
+    assert "exvideo_tiny_128f.safetensors extends to 128 frames, and fits exvideo_tiny_svd.safetensors" in told
 
 
 def test_memory_is_the_plan_of_an_extended_model(findings, loaded, extension):

@@ -136,6 +136,19 @@ def test_the_requirements_change_no_installed_version(tmp_path, installed):
     assert not new & set(versions)
 
 
+def test_pip_installs_an_extra(archived, tmp_path):
+    """What each extra names is all that comes."""
+    copy(archived, tmp_path / "pack")
+    done = subprocess.run(
+        [*PIP, "install", "--dry-run", "--no-deps", "--report", "-", ".[batch]"],
+        cwd=tmp_path / "pack", capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["install"]
+    needed = found["metadata"]["requires_dist"]
+    assert {text.split(";")[0].strip() for text in needed if "batch" in text} == {"requests", "websocket-client"}
+
+
 @pytest.mark.long
 def test_the_registrys_tool_validates_and_packs_the_same(archived, tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)

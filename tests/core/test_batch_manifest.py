@@ -1,0 +1,113 @@
+"""The record of a batch: whose file is whose."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from exvideo_core.batch.manifest import MANIFEST, Manifest, RecordError, find_pictures
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "videos"
+
+
+@pytest.fixture
+def begin(tmp_path, output):
+    """A batch of pictures, as its program starts it: the record, and what is to be done."""
+
+    def start(*names):
+        for name in names:
+            (tmp_path / name).touch()
+        manifest = Manifest(output, "settings")
+        return manifest, manifest.to_do(find_pictures([tmp_path / name for name in names]))
+
+    return start
+
+
+def arrived(output, *suffixes):
+    """Files as they come from a server; the content tells one from another."""
+    folder = output / ".batch-1"
+    folder.mkdir()
+    files = [folder / f"{number}{suffix}" for number, suffix in enumerate(suffixes)]
+    for file in files:
+        file.write_text(f"{file.name} made")
+    return files
+
+
+def done(manifest, item, *suffixes):
+    files = manifest.done(item, arrived(manifest.path.parent, *suffixes))
+    (manifest.path.parent / ".batch-1").rmdir()
+    return files
+
+
+def test_an_item_replaces_what_was_made_for_it_in_any_format(begin):
+    manifest, (item,) = begin("a.png")
+    assert done(manifest, item, ".mp4") == ["a.mp4"]
+    assert done(manifest, item, ".gif") == ["a.gif"]
+    manifest, _ = begin("a.png")
+    manifest.failed(item, "out of memory")
+    assert done(manifest, item, ".mp4") == ["a.mp4"]
+
+
+def test_a_file_of_somebody_else_stays(begin, output):
+    output.mkdir()
+    (output / "a.2.png").write_text("mine")
+    manifest, (item,) = begin("a.png")
+    assert done(manifest, item, ".png", ".png") == ["a_2.png", "a_2.2.png"]
+    assert done(manifest, item, ".png", ".png") == ["a_2.png", "a_2.2.png"]
+    assert (output / "a.2.png").read_text() == "mine"
+
+
+def test_a_file_of_another_item_is_not_taken_while_it_is_missing(begin, output):
+    manifest, (first, second) = begin("a.png", "A.2.png")
+    assert done(manifest, first, ".png", ".png") == ["a.png", "a.2.png"]
+    (output / "a.2.png").unlink()
+    assert done(manifest, second, ".png") == ["A.2_2.png"]
+
+
+def test_what_a_killed_batch_left_is_removed(begin, output):
+    begin("a.png")
+    arrived(output, ".png")
+    begin("a.png")
+    assert [path.name for path in output.iterdir()] == [MANIFEST]
+
+
+def test_a_stop_before_the_file_is_in_its_place(begin, output):
+    """The old file is not taken for the new one, and its name stays the item's."""
+    manifest, (item,) = begin("a.png")
+    done(manifest, item, ".png")
+    item.picture.write_text("another picture")
+    manifest = Manifest(output, "settings")
+    (item,) = manifest.to_do([item])
+    with pytest.raises(FileNotFoundError):
+        manifest.done(item, [output / "gone.png"])
+    manifest = Manifest(output, "settings")
+    (item,) = manifest.to_do([item])
+    assert done(manifest, item, ".png") == ["a.png"]
+    assert manifest.to_do([item]) == []
+
+
+def test_a_record_that_cannot_be_kept_leaves_no_file_behind(begin, output):
+    manifest, (item,) = begin("a.png")
+    elsewhere = output.with_name("elsewhere")
+    elsewhere.mkdir()
+    files = arrived(elsewhere, ".png")
+    shutil.rmtree(output)
+    with pytest.raises(RecordError, match=r"batch\.json cannot be written .*: free some space"):
+        manifest.done(item, files)
+    assert not output.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there any bytes are a name")
+def test_a_name_that_is_no_text(begin, output):
+    name = os.fsdecode(b"caf\xe9.png")
+    manifest, (item,) = begin(name)
+    assert done(manifest, item, ".mp4") == [os.fsdecode(b"caf\xe9.mp4")]
+    kept = json.loads((output / MANIFEST).read_text(encoding="utf-8"))["pictures"]
+    assert [Path(picture).name for picture in kept] == [name]
+    assert begin(name)[1] == []
