@@ -17,8 +17,8 @@ from ..post_tuning.engine import Engine
 from ..post_tuning.recipe import Recipe
 from ..post_tuning.training import Progress, Training
 from ..types import ClipShape, ExVideoError
+from .identity import model_identity
 from .learning import Encoder, computes_in_half, latent_scale, trainable, training_memory
-from .long_runs import model_identity
 from .patch import require_svd, without_extension
 
 EXTENSION, CURVE = "extension.safetensors", "losses.png"
