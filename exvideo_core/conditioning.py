@@ -14,7 +14,9 @@ log = logging.getLogger(__name__)
 
 
 def rgb(images: torch.Tensor) -> torch.Tensor:
-    """Images of 1 (grey), 3 (RGB) or 4 (RGBA, alpha dropped) channels, [N, H, W, C] in [0, 1], as RGB.
+    """Images of 1 (grey), 3 (RGB) or 4 (RGBA, alpha dropped) channels, [N, H, W, C] in [0, 1], as RGB in float32.
+
+    Newer hosts may keep pictures in half precision, in which nothing can be resized.
 
     Raises:
         ExVideoError: not a batch of images, an empty one, or another number of channels.
@@ -22,6 +24,7 @@ def rgb(images: torch.Tensor) -> torch.Tensor:
     if images.ndim != 4 or not images.numel():
         raise ExVideoError(f"Expected an image of shape [N, H, W, channels], got {list(images.shape)}.")
     channels = images.shape[-1]
+    images = images.float()
     if channels == 1:
         return images.expand(-1, -1, -1, 3)
     if channels < 3:

@@ -15,6 +15,13 @@ def test_every_common_kind_of_image_becomes_rgb(channels):
     assert torch.equal(rgb(images)[..., 0], images[..., 0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pictures_in_half_precision_can_be_resized(dtype):
+    image = torch.rand(1, 20, 30, 3)
+    halved = fit(rgb(image.to(dtype)), ClipShape(1, 16, 16))
+    torch.testing.assert_close(halved, fit(image, ClipShape(1, 16, 16)), atol=0.02, rtol=0)
+
+
 @pytest.mark.parametrize("shape", [(5, 6, 3), (0, 5, 6, 3), (1, 5, 6, 2)])
 def test_other_tensors_are_refused(shape):
     with pytest.raises(ExVideoError, match="Expected an image"):
