@@ -37,8 +37,11 @@ class ExVideoDecode(io.ComfyNode):
         latents = clip_latents(samples)
         decode = host.frame_decoder(vae, latents, window)
         frames = decode_windows(latents, decode, window, overlap, host.progress(), loop)
-        # Clipping to the range of pixels comes after blending, or overlapped windows would not blend exactly.
-        return io.NodeOutput(vae.process_output(frames))
+        # Clipping to the range of pixels comes after blending, or overlapped windows would not blend exactly. One by
+        # one, for the host makes copies, and of a long clip there is room for one.
+        for number in range(len(frames)):
+            frames[number] = vae.process_output(frames[number : number + 1])[0]
+        return io.NodeOutput(frames)
 
 
 NODES = [ExVideoDecode]

@@ -32,7 +32,9 @@ def between_frames(model: Any = None) -> Between:
         model: one of the host's frame interpolation models (FILM, RIFE); None goes by optical flow.
     """
     if model is None:
-        return FlowBetween(comfy.model_management.get_torch_device())
+        device = comfy.model_management.get_torch_device()
+        # Apple's GPUs cannot warp with repeated edges in all versions of torch.
+        return FlowBetween(torch.device("cpu") if device.type == "mps" else device)
     return _ModelBetween(model)
 
 
