@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -14,8 +14,11 @@ from typing import IO, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .formats import PREVIEW, ffmpeg, format_named
+from .formats import ADVICE, PREVIEW, ffmpeg, format_named
 from .types import ExVideoError
+
+_PATIENCE = 0.2
+"""Seconds between looks at an encoder that is finishing."""
 
 
 class Audio(NamedTuple):
@@ -35,6 +38,7 @@ def save_video(
     audio: Audio | None = None,
     length: int | None = None,
     preview: Path | None = None,
+    waiting: Callable[[], None] = lambda: None,
 ) -> int:
     """Encode frames into a video file, one at a time, as they come.
 
@@ -44,13 +48,15 @@ def save_video(
             black.
         path: what to write to, of the format's suffix; on failure it is for the caller to remove. Of a format that is
             a folder of pictures, that folder.
-        fps: frames a second.
+        fps: frames a second; of a format that plays no more than so many, frames are dropped beyond.
         format: a name in `FORMATS`.
         crf: quality, 0 (best) to 51 (worst); see `formats`.
         metadata: texts to store in the container, where it takes any.
-        audio: cut to the video's length where it is longer.
+        audio: cut to the video's length where it is longer; mixed to one channel where it has more than the format
+            carries.
         length: how many frames there are, to cut the audio by; by default as many as `len(frames)` says.
         preview: where to write a small MP4 beside it, for a node to show.
+        waiting: called several times a second while ffmpeg finishes; what it raises ends the encoding.
 
     Returns:
         The number of frames.
@@ -70,6 +76,10 @@ def save_video(
     if audio is not None and length is None:
         length = len(frames)  # type: ignore[arg-type]
 
+    if audio is not None:
+        audio = _carried(audio, kind.channels)
+    filters = kind.filters if rate <= kind.fastest else f"fps={kind.fastest},{kind.filters}"
+
     with _scratch(_metadata_text(metadata or {}), audio) as (texts, sound):
         inputs = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "pipe:0"]
         inputs += ["-f", "ffmetadata", "-i", str(texts)]
@@ -78,12 +88,13 @@ def save_video(
             channels = str(audio.waveform.shape[0])
             inputs += ["-f", "f32le", "-ar", str(audio.sample_rate), "-ac", channels, "-i", str(sound)]
             streams += ["-map", "2:a", "-c:a", kind.audio, "-b:a", "192k", "-t", f"{float((length or 0) / rate):.6f}"]
-        command = [ffmpeg(), "-y", "-nostdin", "-v", "error", *inputs, *streams, "-vf", kind.filters]
+        command = [ffmpeg(), "-y", "-nostdin", "-v", "error", *inputs, *streams, "-vf", filters]
         command += ["-c:v", kind.codec, *kind.encoder, *kind.quality(crf), *kind.container]
-        command += [str(path / kind.pictures) if kind.pictures else str(path)]
+        # Names of pictures are a pattern, in which a percent sign of the folder's would be a number's place.
+        command += [str(path).replace("%", "%%") + f"/{kind.pictures}" if kind.pictures else str(path)]
         if preview is not None:
             command += ["-map", "0:v", *PREVIEW, str(preview)]
-        return _encode(command, (_raw(frame, height, width) for frame in itertools.chain([first], source)))
+        return _encode(command, (_raw(frame, height, width) for frame in itertools.chain([first], source)), waiting)
 
 
 def check_rate(fps: float) -> None:
@@ -106,11 +117,20 @@ def _raw(frame: torch.Tensor, height: int, width: int) -> memoryview:
     return pixels.contiguous().numpy().data.cast("B")
 
 
-def _encode(command: list[str], frames: Iterator[memoryview]) -> int:
+def _carried(audio: Audio, channels: int) -> Audio:
+    """Sound as an encoder takes it: numbers within their range, and no more channels than there may be."""
+    waveform = audio.waveform.float().nan_to_num().clamp(-1, 1)
+    return audio._replace(waveform=waveform if len(waveform) <= channels else waveform.mean(0, keepdim=True))
+
+
+def _encode(command: list[str], frames: Iterator[memoryview], waiting: Callable[[], None]) -> int:
     """Feed an encoder; whatever happens, it is gone when this returns. Returns the number of frames."""
     count = 0
     with tempfile.TemporaryFile() as log:
-        encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log)
+        try:
+            encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log)
+        except OSError as error:
+            raise ExVideoError(f"Videos are saved by ffmpeg, and it does not run ({error}): {ADVICE}") from error
         assert encoder.stdin is not None
         try:
             for frame in frames:
@@ -121,7 +141,11 @@ def _encode(command: list[str], frames: Iterator[memoryview]) -> int:
                     break
             with suppress(OSError):
                 encoder.stdin.close()
-            failed = encoder.wait() != 0
+            while encoder.poll() is None:  # palettes, say, are made only now
+                waiting()
+                with suppress(subprocess.TimeoutExpired):
+                    encoder.wait(_PATIENCE)
+            failed = encoder.returncode != 0
         finally:
             if encoder.poll() is None:
                 encoder.kill()
@@ -129,13 +153,14 @@ def _encode(command: list[str], frames: Iterator[memoryview]) -> int:
             with suppress(OSError):
                 encoder.stdin.close()
         if failed:
-            raise ExVideoError(f"The video could not be encoded. ffmpeg says: {_tail(log)}")
+            raise ExVideoError(f"The video could not be encoded. ffmpeg says: {_beginning(log)}")
     return count
 
 
-def _tail(log: IO[bytes]) -> str:
+def _beginning(log: IO[bytes]) -> str:
+    """What ffmpeg said first, which is the cause: what follows is how its parts end."""
     log.seek(0)
-    return log.read().decode(errors="replace").strip()[-1000:] or "nothing"
+    return log.read().decode(errors="replace").strip()[:1000] or "nothing"
 
 
 @contextmanager
@@ -145,7 +170,7 @@ def _scratch(texts: str, audio: Audio | None) -> Iterator[tuple[Path, Path]]:
         metadata, sound = Path(name, "metadata.txt"), Path(name, "sound.f32")
         metadata.write_text(texts, encoding="utf-8")
         if audio is not None:
-            samples = audio.waveform.movedim(0, -1).float().cpu().contiguous().numpy()
+            samples = audio.waveform.movedim(0, -1).cpu().contiguous().numpy()
             sound.write_bytes(samples.astype("<f4").tobytes())
         yield metadata, sound
 

@@ -23,7 +23,10 @@ class Format(NamedTuple):
         quality: from crf, 0 (best) … 51 (worst), to the encoder's own scale.
         filters: of the picture, ffmpeg's.
         even: whether sides have to be even, because the format stores colour for 2×2 pixels.
+        fastest: frames a second that it can play: of GIF and WebP, browsers show each frame for a tenth of a second
+            where it should be a hundredth or less.
         audio: ffmpeg's name of the encoder for sound; none where the format carries none.
+        channels: of sound, that the encoder takes.
         pictures: the names of single pictures, in a format that is a folder of them.
         shown: whether ComfyUI's page shows it in the node; its player knows no GIF.
     """
@@ -35,7 +38,9 @@ class Format(NamedTuple):
     quality: Callable[[int], Sequence[str]]
     filters: str
     even: bool = True
+    fastest: int = 1000
     audio: str = ""
+    channels: int = 2
     pictures: str = ""
     shown: bool = True
 
@@ -59,18 +64,18 @@ def _crf(crf: int) -> Sequence[str]:
 FORMATS: Mapping[str, Format] = {
     "mp4-h264": Format(
         ".mp4", "libx264", ("-preset", "medium", "-pix_fmt", "yuv420p", *_TAGGED), ("-f", "mp4", *_FRONT),
-        _crf, _BT709, audio="aac",
+        _crf, _BT709, audio="aac", channels=8,
     ),
     "mp4-h265-10bit": Format(
         ".mp4", "libx265",
         # The tag is what Apple's players look for; without the last, the encoder writes a page into the log.
         ("-preset", "medium", "-pix_fmt", "yuv420p10le", "-tag:v", "hvc1", "-x265-params", "log-level=error", *_TAGGED),
-        ("-f", "mp4", *_FRONT), _crf, _BT709, audio="aac", shown=False,
+        ("-f", "mp4", *_FRONT), _crf, _BT709, audio="aac", channels=8, shown=False,
     ),
     "mp4-av1": Format(
         ".mp4", "libsvtav1", ("-preset", "6", "-pix_fmt", "yuv420p10le", *_TAGGED), ("-f", "mp4", *_FRONT),
         # AV1's scale ends at 63. Its 0 is another mode, not lossless.
-        lambda crf: ("-crf", str(max(1, round(crf * 63 / 51)))), _BT709, audio="aac",
+        lambda crf: ("-crf", str(max(1, round(crf * 63 / 51)))), _BT709, fastest=240, audio="aac", channels=8,
     ),
     "webm-vp9": Format(
         ".webm", "libvpx-vp9",
@@ -80,13 +85,15 @@ FORMATS: Mapping[str, Format] = {
     "mov-prores": Format(
         ".mov", "prores_ks", ("-profile:v", "3", "-pix_fmt", "yuv422p10le", "-vendor", "apl0", *_TAGGED),
         ("-f", "mov", *_FRONT), lambda crf: ("-q:v", str(1 + crf // 4)), _BT709, audio="pcm_s16le",
-        shown=False,
+        channels=16, shown=False,
     ),
-    "gif": Format(".gif", "gif", (), ("-f", "gif", "-loop", "0"), lambda crf: (), _PALETTE, even=False, shown=False),
+    "gif": Format(
+        ".gif", "gif", (), ("-f", "gif", "-loop", "0"), lambda crf: (), _PALETTE, even=False, fastest=50, shown=False,
+    ),
     "webp": Format(
         ".webp", "libwebp_anim", ("-pix_fmt", "bgra"), ("-f", "webp", "-loop", "0"),
         lambda crf: ("-lossless", "1") if crf == 0 else ("-quality", str(round(100 - crf * 100 / 51))),
-        "null", even=False,
+        "null", even=False, fastest=90,
     ),
     "png": Format(
         "", "png", ("-pix_fmt", "rgb24"), ("-f", "image2"), lambda crf: (), "null", even=False,

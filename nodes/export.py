@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -62,8 +63,12 @@ def save(
     crf: int,
     audio: dict[str, Any] | None,
     hidden: Any,
+    before: Callable[[host.Destination], None] = lambda to: None,
 ) -> io.NodeOutput:
-    """Save `length` frames of size (height, width) as they come, and show them in the node."""
+    """Save `length` frames of size (height, width) as they come, and show them in the node.
+
+    `before` is told where, when nothing is done yet.
+    """
     kind = format_named(format)
     check_rate(fps)
     update = host.progress()
@@ -75,6 +80,7 @@ def save(
 
     height, width = size
     with host.output_file(filename_prefix, kind.suffix, width, height) as to:
+        before(to)
         preview = None if kind.shown else host.preview_file(to)
         save_video(
             counted(),
@@ -86,15 +92,21 @@ def save(
             None if audio is None else Audio(audio["waveform"][0], audio["sample_rate"]),
             length,
             preview,
+            host.interruptible,
         )
     update(length, length)
     # Of a folder of pictures, the first stands for all.
-    name, subfolder = (to.name, to.subfolder) if kind.suffix else (kind.pictures % 1, f"{to.subfolder}/{to.name}")
-    saved = ui.SavedResult(name, subfolder.lstrip("/"), io.FolderType.output)
+    in_output = PurePath(to.subfolder, to.name) if kind.suffix else PurePath(to.subfolder, to.name, kind.pictures % 1)
+    saved = ui.SavedResult(in_output.name, _posix(in_output.parent), io.FolderType.output)
     if preview is None:
         return io.NodeOutput(ui=ui.PreviewVideo([saved]))
     shown = ui.PreviewVideo([ui.SavedResult(preview.name, "", io.FolderType.temp)])
     return io.NodeOutput(ui={**shown.as_dict(), "video": [saved]})
+
+
+def _posix(folder: PurePath) -> str:
+    """A subfolder as the page tells it; empty for the output folder itself."""
+    return folder.as_posix() if folder.parts else ""
 
 
 NODES = [ExVideoSave]

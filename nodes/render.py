@@ -13,6 +13,7 @@ from ..exvideo_core.decode import decoded_frames
 from ..exvideo_core.export import check_rate
 from ..exvideo_core.formats import format_named
 from ..exvideo_core.interpolate import MAX_MULTIPLIER, check_multiplier, interpolate, interpolated_length
+from ..exvideo_core.plan import overlapped_windows
 from ..exvideo_core.types import PIXELS_PER_CELL, clip_latents
 from .export import save
 from .schema import (
@@ -98,9 +99,7 @@ class ExVideoRender(io.ComfyNode):
         check_multiplier(multiplier)
         check_rate(fps * multiplier)
         format_named(format)
-        if keep_latents == "always" or (keep_latents == "auto" and len(latents) > LONG):
-            host.save_latents(latents, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo)
-
+        overlapped_windows(len(latents), window, overlap)  # checks the numbers
         decode = host.frame_decoder(vae, latents, window)
 
         def pixels() -> Iterator[torch.Tensor]:
@@ -111,7 +110,12 @@ class ExVideoRender(io.ComfyNode):
         frames = interpolate(pixels(), multiplier, host.between_frames(model), loop=loop)
         size = latents.shape[2] * PIXELS_PER_CELL, latents.shape[3] * PIXELS_PER_CELL
         length = interpolated_length(len(latents), multiplier, loop)
-        return save(frames, length, size, fps * multiplier, filename_prefix, format, crf, audio, cls.hidden)
+
+        def keep(beside: host.Destination) -> None:
+            if keep_latents == "always" or (keep_latents == "auto" and len(latents) > LONG):
+                host.save_latents(latents, beside, cls.hidden.prompt, cls.hidden.extra_pnginfo)
+
+        return save(frames, length, size, fps * multiplier, filename_prefix, format, crf, audio, cls.hidden, keep)
 
 
 NODES = [ExVideoRender]

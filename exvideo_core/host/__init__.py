@@ -6,6 +6,7 @@ from .diagnosis import add_folders_as_at_start, diagnose
 from .drifting import extension_length, with_drifting_windows
 from .files import (
     MODEL_FOLDER,
+    Destination,
     graph_metadata,
     input_folder,
     interruptible,
@@ -30,6 +31,7 @@ __all__ = [
     "CURVE",
     "MODEL_FOLDER",
     "Denoiser",
+    "Destination",
     "Encoder",
     "add_folders_as_at_start",
     "apply_extension",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import comfy.model_management
@@ -93,12 +94,19 @@ def output_file(prefix: str, suffix: str, width: int = 0, height: int = 0) -> It
         yield Destination(claim.partial, claim.path.name, subfolder)
 
 
-def preview_file(of: Destination) -> Path:
-    """An MP4 for the page alone, in the host's temporary folder, which it empties when it starts."""
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
-    # Files of one name in several subfolders have a preview each.
-    return folder / "_".join([*Path(of.subfolder).parts, f"{of.name}.mp4"])
+def preview_file(of: Destination) -> Path | None:
+    """An MP4 for the page alone, in the host's temporary folder, which it empties when it starts; None where that
+    cannot be written to."""
+    # Short, whatever the name, and of files of one name in several subfolders each has its own.
+    name = hashlib.sha256(f"{of.subfolder}/{of.name}".encode(errors="replace")).hexdigest()[:16]
+    preview = Path(folder_paths.get_temp_directory(), f"exvideo_{name}.mp4")
+    try:
+        preview.parent.mkdir(parents=True, exist_ok=True)
+        preview.touch()
+    except OSError as error:
+        log.warning("ExVideo shows nothing of %s in the node, for there is no place for a preview: %s", of.name, error)
+        return None
+    return preview
 
 
 def _plain(prefix: str) -> str:
@@ -110,6 +118,12 @@ def _plain(prefix: str) -> str:
     parts = [part.split(".")[0].strip().upper() for part in re.split(r"[/\\]", prefix)]
     if not parts[-1] or any(ord(sign) < 32 for sign in prefix) or not _RESERVED.isdisjoint(parts):
         raise ExVideoError(f"No file can be called {prefix!r} on every system: choose a name such as video/ExVideo.")
+    # Also one that leads back into the output folder, which the host takes: the page could not find its files.
+    if PureWindowsPath(prefix).anchor:
+        raise ExVideoError(
+            f"Nothing can be saved as {prefix!r}, a full path: choose a name within ComfyUI's output folder, such as "
+            "video/ExVideo."
+        )
     return prefix
 
 
@@ -117,15 +131,16 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def save_latents(latents: torch.Tensor, prefix: str, prompt: Any, extra_pnginfo: Mapping[str, Any] | None) -> Path:
-    """Keep latents in a file that the host's Load Latent reads, in the output folder; returns its path."""
-    with output_file(prefix, ".latent") as to:
+def save_latents(
+    latents: torch.Tensor, beside: Destination, prompt: Any, extra_pnginfo: Mapping[str, Any] | None
+) -> None:
+    """Keep latents in a file that the host's Load Latent reads, under the name and number of the one beside it."""
+    stem, number, _ = beside.name.rsplit("_", 2)
+    with claimed(beside.partial.parent, stem, int(number), ".latent") as claim:
         # The second tensor says that the numbers are as samplers leave them.
         tensors = {"latent_tensor": latents, "latent_format_version_0": torch.tensor([])}
-        save_tensors(to.partial, tensors, graph_metadata(prompt, extra_pnginfo))
-    path = to.partial.with_name(to.name)
-    log.info("ExVideo keeps the latents in %s.", path)
-    return path
+        save_tensors(claim.partial, tensors, graph_metadata(prompt, extra_pnginfo))
+    log.info("ExVideo keeps the latents in %s.", claim.path)
 
 
 def input_folder(name: str) -> Path:

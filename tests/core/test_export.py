@@ -149,6 +149,37 @@ def test_formats_without_sound_are_saved_without(tmp_path, frames):
     assert save(tmp_path, frames, "gif", audio=sound).stat().st_size
 
 
+@pytest.mark.parametrize(("format", "channels"), [("webm-vp9", 4), ("mp4-h264", 9), ("mp4-h264", 6)])
+def test_sound_of_many_channels_and_of_no_numbers_is_saved(tmp_path, frames, format, channels):
+    sound = torch.sin(torch.arange(44100) / 20).repeat(channels, 1)
+    sound[:, 100:200] = float("nan")
+    meta, _ = read(save(tmp_path, frames, format, audio=Audio(sound, 44100)))
+    assert meta["audio_codec"]
+
+
+@pytest.mark.parametrize(("format", "fps", "most"), [("gif", 60, 50), ("webp", 120, 90), ("mp4-av1", 480, 240)])
+def test_no_format_is_told_to_play_faster_than_it_can(tmp_path, frames, format, fps, most):
+    """Frames are dropped, so that it takes as long as it should."""
+    clip = frames.repeat(6, 1, 1, 1)
+    path = save(tmp_path, clip, format, fps=fps)
+    if format == "mp4-av1":
+        meta, back = read(path)
+        assert meta["fps"] == most
+        assert len(back) / most == pytest.approx(len(clip) / fps, abs=0.02)
+        return
+    with Image.open(path) as picture:
+        lasts = [(frame.load(), frame.info["duration"])[1] for frame in ImageSequence.Iterator(picture)]
+    assert min(lasts) > 10
+    assert sum(lasts) / 1000 == pytest.approx(len(clip) / fps, abs=0.05)
+
+
+def test_pictures_go_into_folders_with_percent_signs(tmp_path, frames):
+    folder = tmp_path / "100%d done %05d"
+    folder.mkdir()
+    save(folder, frames[:2], "png")
+    assert len(list((folder / "a").glob("frame_*.png"))) == 2
+
+
 def test_frames_come_one_at_a_time(tmp_path, frames):
     alive = []
 
@@ -177,6 +208,22 @@ def test_stopping_ends_the_encoder(tmp_path, frames):
 
     with pytest.raises(KeyboardInterrupt):
         save_video(stopping(), tmp_path / "a.mp4", fps=30)
+
+
+def test_waiting_for_the_encoder_can_be_stopped(tmp_path):
+    """A GIF's palette is made when all frames have come."""
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_video(torch.rand(30, 256, 256, 3), tmp_path / "a.gif", fps=30, format="gif", waiting=stop)
+
+
+def test_an_ffmpeg_that_is_not_there_is_told(tmp_path, frames, monkeypatch):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nowhere"))
+    with pytest.raises(ExVideoError, match=r"does not run .*IMAGEIO_FFMPEG_EXE"):
+        save(tmp_path, frames)
 
 
 def test_a_failing_encoder_says_why(tmp_path, frames, monkeypatch):

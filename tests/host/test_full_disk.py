@@ -38,7 +38,11 @@ for kind in ("mp4-h264", "webm-vp9", "gif", "png"):
     attempt(kind, lambda: run("ExVideoSave", images=noise, format=kind, crf=0))
 tensors = {"tensor": torch.rand(2**20)}
 attempt("tensors", lambda: core("files").save_tensors(disk / "run" / "step.safetensors", tensors, {}))
-attempt("latents", lambda: core("host").save_latents(torch.rand(64, 4, 64, 64), "video/ExVideo", {}, {}))
+def latents():
+    with core("host").output_file("video/ExVideo", ".mp4") as beside:
+        core("host").save_latents(torch.rand(64, 4, 64, 64), beside, {}, {})
+
+attempt("latents", latents)
 attempt("small", lambda: run("ExVideoSave", images=noise[:2, :64, :64]))
 print(json.dumps(told))
 """

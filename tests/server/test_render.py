@@ -114,6 +114,24 @@ def test_latents_are_kept_first_and_can_be_rendered_later(client, graph, server)
     assert others == [first, first]
 
 
+def test_latents_lie_beside_the_video_under_its_number(client, graph, server):
+    for number in (1, 2):
+        prompt, key = graph(3, seed=number)
+        prompt["100"] = render(key, filename_prefix="sized/%width%x%height%/clip", keep_latents="always")
+        run(client, prompt)
+        names = {path.name for path in (server.base / "output" / "sized" / "64x72").iterdir()}
+        assert {f"clip_0000{number}_.latent", f"clip_0000{number}_.mp4"} <= names
+    assert len(names) == 4
+
+
+def test_long_names_have_a_preview_too(client, graph, server):
+    prefix = "/".join([40 * "猫"] * 3)
+    prompt, key = graph(2, filename_prefix=prefix, format="gif")
+    result = run(client, prompt)["outputs"][key["ExVideoSave"]]
+    (shown,) = result["images"]
+    assert (server.base / "temp" / shown["filename"]).stat().st_size > 100
+
+
 def test_short_clips_keep_no_latents_unless_asked(client, graph, server):
     prompt, key = graph(3)
     prompt["100"] = render(key, filename_prefix="short/clip")
@@ -159,16 +177,20 @@ def test_the_file_says_the_frame_rate_that_was_conditioned_times_the_multiplier(
     [
         ({"format": "betamax"}, "mp4-h264"),
         ({"fps": 900.0, "multiplier": 16}, "0.01 to 1000 frames a second"),
-        ({"overlap": 8}, "overlap = 8"),
+        ({"overlap": 8, "keep_latents": "always"}, "overlap = 8"),
         ({"filename_prefix": "../../escaped"}, "output folder"),
         ({"filename_prefix": "/escaped"}, "output folder"),
+        ({"filename_prefix": "{base}/output/video/inside"}, "a full path"),
+        ({"filename_prefix": "C:\\video"}, "a full path"),
         ({"filename_prefix": "a\0b"}, "No file can be called"),
         ({"filename_prefix": "video/NUL"}, "No file can be called"),
         ({"filename_prefix": ""}, "No file can be called"),
     ],
 )
-def test_bad_input_is_told_and_leaves_nothing(client, graph, saved_files, inputs, message):
+def test_bad_input_is_told_and_leaves_nothing(client, graph, server, saved_files, inputs, message):
     before = saved_files()
+    if "filename_prefix" in inputs:
+        inputs = {"filename_prefix": inputs["filename_prefix"].replace("{base}", str(server.base))}
     prompt, key = graph(2)
     del prompt[key["ExVideoSave"]], prompt[key["ExVideoDecode"]]
     prompt["100"] = render(key, **inputs)
