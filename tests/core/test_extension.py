@@ -115,6 +115,20 @@ def test_reads_every_precision(tmp_path, extension, dtype):
     assert read_extension(path).tensors["blocks.7.norm_in.weight"].dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_float8_is_read_as_float16_which_has_the_same_numbers(tmp_path, extension, dtype):
+    path = tmp_path / "extension.safetensors"
+    # Most files of this kind have only matrices in float8.
+    stored = {key: t.to(dtype) if t.ndim > 1 and TABLE not in key else t for key, t in extension.tensors.items()}
+    save_file(stored, path)
+    for key, tensor in read_extension(path).tensors.items():
+        assert tensor.dtype == (torch.float16 if stored[key].dtype == dtype else torch.float32)
+        assert torch.equal(tensor.float(), stored[key].float())
+    stored["blocks.83.ff_out.weight"].view(-1)[77] = math.nan
+    save_file(stored, path)
+    _refused(path, "among them blocks.83.ff_out.weight, have numbers that are NaN")
+
+
 def test_strength_blends_linearly(extension):
     (half, *_), (full, *_) = (list(extension.position_weights(s)) for s in (0.5, 1.0))
     (none, *_) = extension.position_weights(0.0)
