@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -189,12 +189,15 @@ def _bounced(known: int, num_frames: int) -> list[int]:
 def read_extension(path: str | Path) -> Extension:
     """Read an extension file, memory-mapped: about its size in memory, and that shared with the disk's cache.
 
+    One in float8 takes twice its size, in float16.
+
     Raises:
         ExVideoError: the file is not an ExVideo extension, or a damaged one; says what it looks like instead.
     """
     with open_tensors(path, _ADVICE) as (file, shapes):
-        num_frames = check_layout(Path(path).name, shapes)
-        tensors = {key: file.get_tensor(key) for key in shapes}
+        names = release_names(shapes)
+        num_frames = check_layout(Path(path).name, {name: shapes[key] for name, key in names.items()})
+        tensors = {name: _calculable(file.get_tensor(key)) for name, key in names.items()}
         _check_numbers(tensors, f"{Path(path).name} is a damaged ExVideo extension", _ADVICE)
         return Extension(tensors, num_frames, file.metadata() or {})
 
@@ -272,6 +275,17 @@ def check_fit(name: str, extension: Shapes, unet: Shapes) -> None:
                 )
 
 
+def release_names(names: Collection[str]) -> dict[str, str]:
+    """The names of an extension's tensors as the release has them → as the file has them.
+
+    Where a whole network was trained, or one wrapped for many devices, all begin with `unet.` or `module.`, say.
+    """
+    marks = tuple(f"blocks.{block}.{new}" for block in LAYERS for new in (TABLE, KERNEL, BIAS))
+    found = (name.removesuffix(mark) for name in names for mark in marks if name.endswith(mark))
+    prefix = min(found, key=len, default="")
+    return {name.removeprefix(prefix): name for name in names}
+
+
 def check_layout(name: str, shapes: Shapes) -> int:
     """The number of frames an extension file was trained for, once its tensors are all there and fit.
 
@@ -280,8 +294,9 @@ def check_layout(name: str, shapes: Shapes) -> int:
     """
     # Damaged or something else? One complete name is enough to be the first.
     if not any(f"blocks.{block}.{new}" in shapes for block in LAYERS for new in (TABLE, KERNEL, BIAS)):
+        names = " under other names" if looks_like(shapes) == "an ExVideo extension" else ""
         raise ExVideoError(
-            f"{name} should be an ExVideo extension, but it is {looks_like(shapes)}. "
+            f"{name} should be an ExVideo extension, but it is {looks_like(shapes)}{names}. "
             "Choose a file such as model.fp16.safetensors of ECNU-CILab/ExVideo-SVD-128f-v1."
         )
 
@@ -322,3 +337,8 @@ def _check_numbers(tensors: Mapping[str, torch.Tensor], problem: str, advice: st
 def _is_finite(tensor: torch.Tensor) -> bool:
     # Both ends are NaN where any number is; unlike isfinite(), this makes no mask as large as the tensor.
     return all(math.isfinite(end) for end in torch.aminmax(tensor))
+
+
+def _calculable(tensor: torch.Tensor) -> torch.Tensor:
+    # Float8 has no arithmetic of its own; float16 has all of its numbers.
+    return tensor.half() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor

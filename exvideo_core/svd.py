@@ -23,6 +23,20 @@ RES_BLOCKS = 2
 """ResNet blocks a level on the way down; one more on the way up. The same in UNet and autoencoder."""
 IDS = 3 * 256
 """SVD embeds three numbers, frames a second, motion bucket and augmentation, in 256 channels each."""
+HOST_NAMES: Mapping[str, str] = {
+    "class_embedding": "vision_model.embeddings.class_embedding",
+    "conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "ln_pre": "vision_model.pre_layrnorm",
+    "ln_post": "vision_model.post_layernorm",
+    "transformer.resblocks": "vision_model.encoder.layers",
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+"""Parts of the image encoder: OpenCLIP's names, which SVD's checkpoints have → those that ComfyUI has, and saves."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +209,18 @@ class CLIPLayout:
             yield from _linear(f"{name}.mlp.c_fc", self.width, self.hidden)
             yield from _linear(f"{name}.mlp.c_proj", self.hidden, self.width)
 
+    def saved_tensors(self) -> Named:
+        """As ComfyUI saves them: under its own names, with queries, keys and values apart."""
+        for key, shape in self.tensors():
+            name = _host_name(key)
+            if key == "proj":
+                yield "visual_projection.weight", shape[::-1]
+            elif ".in_proj_" in key:
+                for part in "qkv":
+                    yield name.replace("attn.in_proj_", f"self_attn.{part}_proj."), (self.width, *shape[1:])
+            else:
+                yield name, shape
+
 
 @dataclass(frozen=True)
 class SVDLayout:
@@ -204,22 +230,27 @@ class SVDLayout:
     vae: VAELayout = VAELayout()
     clip: CLIPLayout = CLIPLayout()
 
-    def tensors(self) -> dict[str, Shape]:
-        """Every tensor of the checkpoint and its shape, under SVD's own names."""
-        parts: dict[str, UNetLayout | VAELayout | CLIPLayout] = {
-            UNET_PREFIX: self.unet,
-            VAE_PREFIX: self.vae,
-            CLIP_PREFIX: self.clip,
+    def tensors(self, saved: bool = False) -> dict[str, Shape]:
+        """Every tensor of the checkpoint and its shape, under SVD's own names, or as ComfyUI has saved it."""
+        parts = {
+            UNET_PREFIX: self.unet.tensors(),
+            VAE_PREFIX: self.vae.tensors(),
+            CLIP_PREFIX: self.clip.saved_tensors() if saved else self.clip.tensors(),
         }
-        return {prefix + key: shape for prefix, part in parts.items() for key, shape in part.tensors()}
+        return {prefix + key: shape for prefix, part in parts.items() for key, shape in part}
 
 
 def read_layout(name: str, shapes: Mapping[str, Shape]) -> SVDLayout:
-    """Read the widths of an SVD checkpoint from the shapes of its tensors.
+    """Read the widths of an SVD checkpoint, a downloaded one or one that ComfyUI saved, from its tensors' shapes.
 
     Raises:
         ExVideoError: the file is something else, or a part of it is missing or does not fit the rest.
     """
+    saved = CLIP_PREFIX + _host_name("conv1.weight") in shapes
+
+    def of_clip(key: str) -> Shape:
+        return shapes[CLIP_PREFIX + (_host_name(key) if saved else key)]
+
     try:
         unet = UNetLayout(
             channels=shapes[UNET_PREFIX + "input_blocks.0.0.weight"][0],
@@ -238,15 +269,17 @@ def read_layout(name: str, shapes: Mapping[str, Shape]) -> SVDLayout:
                 for level in range(4)
             ),
         )
-        width, _, patch, _ = shapes[CLIP_PREFIX + "conv1.weight"]
-        cells = shapes[CLIP_PREFIX + "positional_embedding"][0] - 1
+        width, _, patch, _ = of_clip("conv1.weight")
+        cells = of_clip("positional_embedding")[0] - 1
         clip = CLIPLayout(
             width=width,
-            layers=sum(key.startswith(CLIP_PREFIX) and key.endswith(".attn.in_proj_weight") for key in shapes),
-            hidden=shapes[CLIP_PREFIX + "transformer.resblocks.0.mlp.c_fc.weight"][0],
+            layers=sum(
+                key.startswith(CLIP_PREFIX) and key.endswith((".ln_1.weight", ".layer_norm1.weight")) for key in shapes
+            ),
+            hidden=of_clip("transformer.resblocks.0.mlp.c_fc.weight")[0],
             patch=patch,
             image=round(cells**0.5) * patch,
-            projection=shapes[CLIP_PREFIX + "proj"][1],
+            projection=of_clip("visual_projection.weight")[0] if saved else of_clip("proj")[1],
         )
     except KeyError as missing:
         raise ExVideoError(
@@ -254,13 +287,19 @@ def read_layout(name: str, shapes: Mapping[str, Shape]) -> SVDLayout:
             f"{missing.args[0]}. Choose an image-to-video one such as svd_xt.safetensors."
         ) from None
     layout = SVDLayout(unet, vae, clip)
-    wrong = [key for key, shape in layout.tensors().items() if shapes.get(key) != shape]
+    wrong = [key for key, shape in layout.tensors(saved).items() if shapes.get(key) != shape]
     if wrong:
         raise ExVideoError(
             f"{name} is damaged or not of Stable Video Diffusion's form: {len(wrong)} of its tensors are missing or "
             f"of the wrong shape, among them {', '.join(wrong[:3])}. Choose one such as svd_xt.safetensors."
         )
     return layout
+
+
+def _host_name(key: str) -> str:
+    for name, hosts in HOST_NAMES.items():
+        key = key.replace(name, hosts)
+    return key
 
 
 def _linear(name: str, inputs: int, outputs: int) -> Named:

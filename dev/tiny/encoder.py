@@ -14,23 +14,9 @@ from dev.inside import core
 from dev.tiny.autoencoder import SIDE, Report
 from dev.tiny.optimizer import Optimizer
 from dev.tiny.scenes import KINDS, Scene, render, scene
+from exvideo_core.svd import HOST_NAMES
 
 BATCH = 32
-
-_NAMES = {
-    "vision_model.embeddings.class_embedding": "class_embedding",
-    "vision_model.embeddings.patch_embedding.weight": "conv1.weight",
-    "vision_model.embeddings.position_embedding.weight": "positional_embedding",
-    "vision_model.pre_layrnorm": "ln_pre",
-    "vision_model.post_layernorm": "ln_post",
-    "vision_model.encoder.layers": "transformer.resblocks",
-    "self_attn.out_proj": "attn.out_proj",
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-"""ComfyUI's names of parts → OpenCLIP's, which SVD's checkpoints have."""
 
 
 def train_encoder(layout: Any, steps: int, learning_rate: float, report: Report) -> dict[str, torch.Tensor]:
@@ -85,7 +71,7 @@ def _under_openclip_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.T
     renamed = {}
     for key, tensor in tensors.items():
         name = key
-        for ours, theirs in _NAMES.items():
+        for theirs, ours in HOST_NAMES.items():
             name = name.replace(ours, theirs)
         renamed[name] = tensor
     renamed["proj"] = renamed.pop("visual_projection.weight").T.contiguous()

@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 
 from ..budget import BUDGETS
-from ..extension import BIAS, KERNEL, LAYERS, TABLE, check_fit, check_layout, extension_shapes
+from ..extension import BIAS, KERNEL, LAYERS, TABLE, check_fit, check_layout, extension_shapes, release_names
 from ..files import Shapes, looks_like, open_tensors
 from ..flow import library_flow, opencv_flow
 from ..formats import FORMATS, encodable_formats, ffmpeg
@@ -51,6 +51,7 @@ def check_models(checkpoints: Mapping[str, Path], extensions: Mapping[str, Path]
             shapes = _shapes(path)
             # Older packs keep other files in folders that we read too.
             state = "wrong" if looks_like(shapes) == "an ExVideo extension" else "warn"
+            shapes = {key: shapes[theirs] for key, theirs in release_names(shapes).items()}
             frames = check_layout(name, shapes)
             found = True
             yield _fit(name, frames, shapes, bases)

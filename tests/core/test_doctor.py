@@ -62,6 +62,12 @@ def test_a_pair_that_fits(look):
     ]
 
 
+def test_an_extension_whose_names_have_a_common_beginning(look, models, tmp_path):
+    path = tmp_path / "module.safetensors"
+    save_file({f"module.{key}": tensor for key, tensor in load_file(models / EXTENSION).items()}, path)
+    assert look(extensions={"exvideo.safetensors": path}) == look()
+
+
 def test_weights_are_not_read(look, models, tmp_path):
     """Numbers that a loader refuses: the header alone does not show them."""
     tensors = load_file(models / EXTENSION)

@@ -115,6 +115,35 @@ def test_reads_every_precision(tmp_path, extension, dtype):
     assert read_extension(path).tensors["blocks.7.norm_in.weight"].dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_float8_is_read_as_float16_which_has_the_same_numbers(tmp_path, extension, dtype):
+    path = tmp_path / "extension.safetensors"
+    # Most files of this kind have only matrices in float8.
+    stored = {key: t.to(dtype) if t.ndim > 1 and TABLE not in key else t for key, t in extension.tensors.items()}
+    save_file(stored, path)
+    for key, tensor in read_extension(path).tensors.items():
+        assert tensor.dtype == (torch.float16 if stored[key].dtype == dtype else torch.float32)
+        assert torch.equal(tensor.float(), stored[key].float())
+    stored["blocks.83.ff_out.weight"].view(-1)[77] = math.nan
+    save_file(stored, path)
+    _refused(path, "among them blocks.83.ff_out.weight, have numbers that are NaN")
+
+
+@pytest.mark.parametrize("prefix", ["unet.", "module.", "module.unet."])
+def test_names_may_have_a_common_beginning(tmp_path, extension, prefix):
+    path = tmp_path / "extension.safetensors"
+    tensors = {prefix + key: tensor for key, tensor in extension.tensors.items()}
+    save_file(tensors, path)
+    read = read_extension(path)
+    assert read.tensors.keys() == extension.tensors.keys()
+    assert all(torch.equal(read.tensors[key], tensor) for key, tensor in extension.tensors.items())
+    save_file({**tensors, "other.blocks.7.ff_in.bias": torch.zeros(32)}, path)
+    _refused(path, "damaged", "other.blocks.7.ff_in.bias is unknown.")
+    del tensors[f"{prefix}blocks.51.ff_in.bias"]
+    save_file(tensors, path)
+    _refused(path, "damaged", "blocks.51.ff_in.bias is missing.")
+
+
 def test_strength_blends_linearly(extension):
     (half, *_), (full, *_) = (list(extension.position_weights(s)) for s in (0.5, 1.0))
     (none, *_) = extension.position_weights(0.0)
@@ -178,6 +207,7 @@ OTHERS = {
     "lora_unet_input_blocks_1.lora_up.weight": "a LoRA",
     "blocks.7.attn1.to_q.lora_A.weight": "a LoRA",
     "down_blocks.0.attentions.0.temporal_transformer_blocks.0.norm1.bias": "the UNet of Stable Video Diffusion",
+    "input_blocks.1.1.positional_conv.weight": "an ExVideo extension under other names",
     "blocks.0.self_attn.q.weight": "another diffusion model (Wan)",
     "something": "another model, of 1 tensors",
 }

@@ -19,6 +19,7 @@ from exvideo_core.types import ExVideoError
 )
 def test_widths_are_read_from_the_tensors(layout):
     assert read_layout("a file", layout.tensors()) == layout
+    assert read_layout("a file", layout.tensors(saved=True)) == layout
 
 
 def test_tensors_beyond_the_layout_do_no_harm():
@@ -43,7 +44,13 @@ def test_a_missing_part_is_named(missing):
     assert missing in str(error.value)
 
 
-def test_a_tensor_of_the_wrong_shape_is_named():
-    key = "model.diffusion_model.middle_block.1.proj_in.weight"
+@pytest.mark.parametrize(
+    ("saved", "key"),
+    [
+        (False, "model.diffusion_model.middle_block.1.proj_in.weight"),
+        (True, "conditioner.embedders.0.open_clip.model.visual.vision_model.encoder.layers.1.self_attn.k_proj.weight"),
+    ],
+)
+def test_a_tensor_of_the_wrong_shape_is_named(saved, key):
     with pytest.raises(ExVideoError, match=key):
-        read_layout("some.safetensors", {**LAYOUT.tensors(), key: (3, 3)})
+        read_layout("some.safetensors", {**LAYOUT.tensors(saved), key: (3, 3)})

@@ -10,6 +10,7 @@ import comfy.model_management
 import comfy.supported_models
 import pytest
 import torch
+from comfy_extras.nodes_video_model import ImageOnlyCheckpointSave
 from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.svd import (
     CLIP_PREFIX,
@@ -61,6 +62,7 @@ def test_the_full_image_encoder_is_the_hosts():
         model = comfy.clip_model.CLIPVisionModelProjection(theirs, None, None, comfy.ops.manual_cast)
     ignored = "vision_model.embeddings.position_ids"
     assert {k: tuple(t.shape) for k, t in converted.items() if k != ignored} == shapes(model)
+    assert dict(FULL.clip.saved_tensors()) == shapes(model)
 
 
 def test_the_tiny_checkpoint_arrives_whole(loaded, models):
@@ -93,6 +95,52 @@ def test_another_width_loads_extends_and_runs(tmp_path, predict):
     assert out.isfinite().all()
     assert vae.encode(torch.rand(1, 64, 64, 3)).shape == (1, 4, 8, 8)
     assert clip_vision.encode_image(torch.rand(1, 64, 64, 3)).image_embeds.shape == (1, 48)
+
+
+@pytest.fixture
+def saved(tmp_path, loaded):
+    """A MODEL as the host's own node saves it, with the image encoder and the autoencoder: the file."""
+
+    def call(model):
+        node = ImageOnlyCheckpointSave()
+        node.output_dir = str(tmp_path)
+        node.save(model, *loaded[1:], "svd")
+        (path,) = tmp_path.iterdir()
+        return path
+
+    return call
+
+
+@pytest.fixture
+def video(run):
+    """Six frames of a MODEL, a CLIP_VISION and a VAE."""
+
+    def call(model, clip_vision, vae):
+        parts = {"clip_vision": clip_vision, "vae": vae, "width": 64, "height": 64, "num_frames": 6}
+        picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+        positive, negative, latent, _ = run("ExVideoConditioning", init_image=picture, **parts)
+        (samples,) = run("ExVideoSampler", model=model, positive=positive, negative=negative, latent=latent, steps=2)
+        return run("ExVideoDecode", samples=samples, vae=vae)[0]
+
+    return call
+
+
+def test_what_the_host_saved_loads_and_makes_the_same_video(loaded, saved, video):
+    assert torch.equal(video(*host.load_svd(saved(loaded[0]))), video(*loaded))
+
+
+def test_an_extended_model_that_the_host_saved_is_a_base_of_the_extensions_weights(
+    loaded, extension, saved, video, predict
+):
+    extended = host.apply_extension(loaded[0], extension)
+    model, *parts = host.load_svd(saved(extended))
+    weights = model.model.diffusion_model.state_dict()
+    for key, weight in extension.replaced_weights():
+        assert torch.equal(weights[key].float(), weight.float()), key
+    # What SVD has no place for is not in a checkpoint: the extension brings it again.
+    again = host.apply_extension(model, extension)
+    assert torch.equal(video(again, *parts), video(extended, *loaded[1:]))
+    assert not torch.equal(predict(model, 6), predict(extended, 6))
 
 
 @pytest.mark.parametrize("name", ["text.safetensors", "sd15.ckpt"])
