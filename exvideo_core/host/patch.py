@@ -42,14 +42,26 @@ def require_svd(model: Any) -> None:
         )
 
 
+def stored_weight(model: Any, key: str) -> torch.Tensor:
+    """A weight of a MODEL as its file had it, whatever is patched on: with its scale, where it was quantized.
+
+    The host's own list of these, `get_key_patches`, stumbles over the scales that newer hosts keep beside weights.
+    """
+    weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
+    if key in model.backup:
+        weight = model.backup[key].weight
+    if key in model.hook_backup:
+        weight = model.hook_backup[key][0]
+    return weight.detach() if convert is None else convert(weight.detach(), inplace=False)
+
+
 def base_weights(model: Any) -> Callable[[str], torch.Tensor]:
-    """Read access to the UNet weights of an SVD model as its file had them, whatever is patched on."""
+    """Read access to the UNet weights of an SVD model as its file had them, in 16 bits at least."""
     require_svd(model)
-    patches = model.get_key_patches("diffusion_model.")
 
     def weight(key: str) -> torch.Tensor:
-        tensor, _convert = patches[f"diffusion_model.{key}"][0]
-        return tensor.detach().cpu()
+        tensor = stored_weight(model, f"diffusion_model.{key}").cpu()
+        return tensor if tensor.element_size() > 1 else tensor.to(torch.float16)
 
     return weight
 
