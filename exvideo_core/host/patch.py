@@ -69,9 +69,9 @@ def base_weights(model: Any) -> Callable[[str], torch.Tensor]:
 def apply_extension(model: Any, extension: Extension, strength: float = 1.0, memory: str = "auto") -> Any:
     """Extend an SVD model: a clone on which ComfyUI itself loads, offloads and samples everything.
 
-    The weights that SVD has become patches at the front of their lists, so that LoRAs add on top whether they
-    came before or after. The new ones are a model of their own beside it. A wrapper around the UNet leads each
-    extended layer through `layers.extended_forward` for the length of a call, and leaves nothing behind.
+    The weights that SVD has become patches below LoRAs, which so add on top whether they came before or after, and
+    above models merged in before. The new ones are a model of their own beside it. A wrapper around the UNet leads
+    each extended layer through `layers.extended_forward` for the length of a call, and leaves nothing behind.
 
     Args:
         model: MODEL, untouched; an extension applied to it earlier is replaced in the clone.
@@ -90,10 +90,12 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
     clone = without_extension(model)
     patches: dict[str, tuple[Any, ...]] = {}
     if strength != 0:
-        for key, weight in extension.replaced_weights():
+        for name, weight in extension.replaced_weights():
+            key = f"diffusion_model.{name}"
+            others, below = clone.patches.get(key, []), _place(model, key)
             # The host's patch: weight of the patch, the patch, weight of what it is added to, offset, function.
-            patch = patches[f"diffusion_model.{key}"] = (strength, (weight,), 1 - strength, None, None)
-            clone.patches[f"diffusion_model.{key}"] = [patch, *clone.patches.get(f"diffusion_model.{key}", [])]
+            patches[key] = (strength, (weight,), 1 - strength, None, None)
+            clone.patches[key] = [*others[:below], patches[key], *others[below:]]
     clone.attachments[KEY] = patches
 
     positions = PositionLayers(extension.position_weights(strength), comfy.ops.manual_cast)
@@ -125,6 +127,22 @@ def without_extension(model: Any) -> Any:
     clone.remove_additional_models(KEY)
     clone.patches_uuid = uuid4()
     return clone
+
+
+def _place(model: Any, key: str) -> int:
+    """How many of a weight's patches an extension's goes above: where an earlier one is, else over all merged models.
+
+    A merged model scales down what is below it, and an extension there would be diluted.
+    """
+    earlier, below = model.attachments.get(KEY, {}).get(key), 0
+    for number, patch in enumerate(model.patches.get(key, [])):
+        if patch is earlier:
+            return number
+        added, _, kept, *_ = patch
+        # Where nothing is added, a node multiplies the weight, whatever it is.
+        if added != 0 and kept != 1:
+            below = number + 1
+    return below
 
 
 def _compiling(executor: Any, model: Any, conds: Any, x: Any, timestep: Any, options: Any, *args: Any) -> Any:
