@@ -105,7 +105,7 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
     # does the arithmetic of the chunks inside is compiled by itself.
     uncompiled: Callable[..., Any] = torch.compiler.disable(doing.retrying)  # type: ignore[no-untyped-call]
     ours: dict[str, list[Callable[..., Any]]] = {
-        WrappersMP.PREPARE_SAMPLING: [partial(doing.prepared, positions)],
+        WrappersMP.PREPARE_SAMPLING: [_innermost, partial(doing.prepared, positions)],
         WrappersMP.PREDICT_NOISE: [one_noise_level],
         WrappersMP.CALC_COND_BATCH: [_compiling, partial(window_conditions, positions)],
         WrappersMP.DIFFUSION_MODEL: [uncompiled, partial(extended_unet, positions, doing)],
@@ -143,6 +143,21 @@ def _place(model: Any, key: str) -> int:
         if added != 0 and kept != 1:
             below = number + 1
     return below
+
+
+def _innermost(
+    executor: Any, model: Any, noise_shape: Any, conds: Any, model_options: Any = None, **kwargs: Any
+) -> Any:
+    """Put our way to calculate predictions, one after the other, inside all others', whoever came first.
+
+    A wrapper around the host's preparation, when the options are the run's own. What others do there is meant for all
+    predictions of a step: EasyCache decides there once whether to skip the step.
+    """
+    wrappers = (model_options or {}).get("transformer_options", {}).get("wrappers", {})
+    by_key = wrappers.get(WrappersMP.CALC_COND_BATCH, {})
+    if KEY in by_key:
+        by_key[KEY] = by_key.pop(KEY)  # the last is the innermost
+    return executor(model, noise_shape, conds, model_options=model_options, **kwargs)
 
 
 def _compiling(executor: Any, model: Any, conds: Any, x: Any, timestep: Any, options: Any, *args: Any) -> Any:

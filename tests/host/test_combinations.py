@@ -13,12 +13,14 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import (
     CFGGuider,
     KSamplerSelect,
     RandomNoise,
     SamplerCustomAdvanced,
 )
+from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_freelunch import FreeU
 from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.extension import LAYERS, Extension, extension_shapes, new_extension
@@ -285,6 +287,33 @@ def make_video(folder):
     folder.mkdir()
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "testsrc=size=64x64:rate=30"]
     subprocess.run([*command, "-t", "0.1", str(folder / "a.mp4")], check=True)
+
+
+def test_easy_cache_skips_whole_steps_before_or_after(model, extension, conditions, run):
+    """It decides at a step's first prediction, and the others of the step follow."""
+    calls = []
+
+    def note(executor, *args, **kwargs):
+        # By position or by name, as the host's version likes.
+        options = next(value for value in (*args, *kwargs.values()) if isinstance(value, dict))
+        calls.append(options["cond_or_uncond"])
+        return executor(*args, **kwargs)
+
+    def sample(target):
+        clone = target.clone()
+        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", note)
+        (samples,) = run("ExVideoSampler", model=clone, **conditions, steps=10, seed=1)
+        taken, calls[:] = list(calls), []
+        return samples["samples"], taken
+
+    def cached(target):
+        return EasyCacheNode.execute(target, 0.9, 0.0, 1.0, False).args[0]
+
+    before, passes = sample(host.apply_extension(cached(model), extension))
+    after, same_passes = sample(cached(host.apply_extension(model, extension)))
+    assert same_passes == passes
+    assert passes.count([0]) == passes.count([1]) < 10
+    assert torch.equal(after, before)
 
 
 # --- memory --------------------------------------------------------------------------------------------------
