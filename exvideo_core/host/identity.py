@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..files import fingerprint
-from .patch import KEY
+from .patch import KEY, stored_weight
 
 _DEPTH = 12
 """So many levels of what others hang on a model are looked at."""
@@ -26,8 +26,8 @@ def model_identity(model: Any) -> str:
     the numbers.
     """
     # `model_sampling` is left out: where it is another's, it is among the patched objects.
-    found = model.get_key_patches("diffusion_model.")
-    weights = {key: entries[0][0] for key, entries in found.items()}
+    names = (name for name, _ in model.model.named_parameters() if name.startswith("diffusion_model."))
+    weights = {name: stored_weight(model, name) for name in names}
     parts = {f"{i} {key}": tensor for i, each in enumerate(_added(model)) for key, tensor in each.items()}
     patches = {
         f"{key} {i}": tensor for key, some in sorted(model.patches.items()) for i, tensor in enumerate(_tensors(some))

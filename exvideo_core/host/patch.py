@@ -42,14 +42,26 @@ def require_svd(model: Any) -> None:
         )
 
 
+def stored_weight(model: Any, key: str) -> torch.Tensor:
+    """A weight of a MODEL as its file had it, whatever is patched on: with its scale, where it was quantized.
+
+    The host's own list of these, `get_key_patches`, stumbles over the scales that newer hosts keep beside weights.
+    """
+    weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
+    if key in model.backup:
+        weight = model.backup[key].weight
+    if key in model.hook_backup:
+        weight = model.hook_backup[key][0]
+    return weight.detach() if convert is None else convert(weight.detach(), inplace=False)
+
+
 def base_weights(model: Any) -> Callable[[str], torch.Tensor]:
-    """Read access to the UNet weights of an SVD model as its file had them, whatever is patched on."""
+    """Read access to the UNet weights of an SVD model as its file had them, in 16 bits at least."""
     require_svd(model)
-    patches = model.get_key_patches("diffusion_model.")
 
     def weight(key: str) -> torch.Tensor:
-        tensor, _convert = patches[f"diffusion_model.{key}"][0]
-        return tensor.detach().cpu()
+        tensor = stored_weight(model, f"diffusion_model.{key}").cpu()
+        return tensor if tensor.element_size() > 1 else tensor.to(torch.float16)
 
     return weight
 
@@ -57,9 +69,9 @@ def base_weights(model: Any) -> Callable[[str], torch.Tensor]:
 def apply_extension(model: Any, extension: Extension, strength: float = 1.0, memory: str = "auto") -> Any:
     """Extend an SVD model: a clone on which ComfyUI itself loads, offloads and samples everything.
 
-    The weights that SVD has become patches at the front of their lists, so that LoRAs add on top whether they
-    came before or after. The new ones are a model of their own beside it. A wrapper around the UNet leads each
-    extended layer through `layers.extended_forward` for the length of a call, and leaves nothing behind.
+    The weights that SVD has become patches below LoRAs, which so add on top whether they came before or after, and
+    above models merged in before. The new ones are a model of their own beside it. A wrapper around the UNet leads
+    each extended layer through `layers.extended_forward` for the length of a call, and leaves nothing behind.
 
     Args:
         model: MODEL, untouched; an extension applied to it earlier is replaced in the clone.
@@ -78,10 +90,12 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
     clone = without_extension(model)
     patches: dict[str, tuple[Any, ...]] = {}
     if strength != 0:
-        for key, weight in extension.replaced_weights():
+        for name, weight in extension.replaced_weights():
+            key = f"diffusion_model.{name}"
+            others, below = clone.patches.get(key, []), _place(model, key)
             # The host's patch: weight of the patch, the patch, weight of what it is added to, offset, function.
-            patch = patches[f"diffusion_model.{key}"] = (strength, (weight,), 1 - strength, None, None)
-            clone.patches[f"diffusion_model.{key}"] = [patch, *clone.patches.get(f"diffusion_model.{key}", [])]
+            patches[key] = (strength, (weight,), 1 - strength, None, None)
+            clone.patches[key] = [*others[:below], patches[key], *others[below:]]
     clone.attachments[KEY] = patches
 
     positions = PositionLayers(extension.position_weights(strength), comfy.ops.manual_cast)
@@ -91,7 +105,7 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
     # does the arithmetic of the chunks inside is compiled by itself.
     uncompiled: Callable[..., Any] = torch.compiler.disable(doing.retrying)  # type: ignore[no-untyped-call]
     ours: dict[str, list[Callable[..., Any]]] = {
-        WrappersMP.PREPARE_SAMPLING: [partial(doing.prepared, positions)],
+        WrappersMP.PREPARE_SAMPLING: [_innermost, partial(doing.prepared, positions)],
         WrappersMP.PREDICT_NOISE: [one_noise_level],
         WrappersMP.CALC_COND_BATCH: [_compiling, partial(window_conditions, positions)],
         WrappersMP.DIFFUSION_MODEL: [uncompiled, partial(extended_unet, positions, doing)],
@@ -113,6 +127,37 @@ def without_extension(model: Any) -> Any:
     clone.remove_additional_models(KEY)
     clone.patches_uuid = uuid4()
     return clone
+
+
+def _place(model: Any, key: str) -> int:
+    """How many of a weight's patches an extension's goes above: where an earlier one is, else over all merged models.
+
+    A merged model scales down what is below it, and an extension there would be diluted.
+    """
+    earlier, below = model.attachments.get(KEY, {}).get(key), 0
+    for number, patch in enumerate(model.patches.get(key, [])):
+        if patch is earlier:
+            return number
+        added, _, kept, *_ = patch
+        # Where nothing is added, a node multiplies the weight, whatever it is.
+        if added != 0 and kept != 1:
+            below = number + 1
+    return below
+
+
+def _innermost(
+    executor: Any, model: Any, noise_shape: Any, conds: Any, model_options: Any = None, **kwargs: Any
+) -> Any:
+    """Put our way to calculate predictions, one after the other, inside all others', whoever came first.
+
+    A wrapper around the host's preparation, when the options are the run's own. What others do there is meant for all
+    predictions of a step: EasyCache decides there once whether to skip the step.
+    """
+    wrappers = (model_options or {}).get("transformer_options", {}).get("wrappers", {})
+    by_key = wrappers.get(WrappersMP.CALC_COND_BATCH, {})
+    if KEY in by_key:
+        by_key[KEY] = by_key.pop(KEY)  # the last is the innermost
+    return executor(model, noise_shape, conds, model_options=model_options, **kwargs)
 
 
 def _compiling(executor: Any, model: Any, conds: Any, x: Any, timestep: Any, options: Any, *args: Any) -> Any:

@@ -13,19 +13,19 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import (
     CFGGuider,
     KSamplerSelect,
     RandomNoise,
     SamplerCustomAdvanced,
 )
+from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_freelunch import FreeU
-from comfy_extras.nodes_model_merging import ModelMergeSimple
 from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.extension import LAYERS, Extension, extension_shapes, new_extension
 from exvideo_pack.exvideo_core.layers import PositionLayers
-from exvideo_pack.exvideo_core.tiny import LAYOUT, draw_checkpoint
-from safetensors.torch import save_file
+from exvideo_pack.exvideo_core.tiny import LAYOUT
 
 SPATIAL = "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q"
 TEMPORAL = "diffusion_model.output_blocks.6.1.time_stack.0.attn1.to_q"
@@ -61,16 +61,6 @@ def with_lora(model, *keys, strength=0.7):
     patched, _ = comfy.sd.load_lora_for_models(model, None, lora(*keys), strength, 0)
     assert sum(len(patches) for patches in patched.patches.values()) > sum(len(p) for p in model.patches.values())
     return patched
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory):
-    """Another model of the same shape, as a fine-tune of SVD is: its weights, and itself."""
-    path = tmp_path_factory.mktemp("other") / "svd.safetensors"
-    weights = draw_checkpoint(LAYOUT, seed=5)
-    save_file(weights, path)
-    with torch.inference_mode():
-        return weights, host.load_svd(path)[0]
 
 
 # --- clones --------------------------------------------------------------------------------------------------
@@ -119,31 +109,6 @@ def test_a_temporal_lora_adds_its_difference_to_the_extension(model, extension):
     tensors = lora(TEMPORAL)
     difference = tensors[f"{TEMPORAL}.lora_up.weight"] @ tensors[f"{TEMPORAL}.lora_down.weight"]
     torch.testing.assert_close(got, theirs + 0.5 * difference, rtol=1e-3, atol=1e-3)
-    comfy.model_management.unload_all_models()
-
-
-def test_merging_blends_all_weights(model, extension, predict, other):
-    drawn, other = other
-    extended = host.apply_extension(model, extension)
-    (same,) = ModelMergeSimple().merge(extended, other, 1.0)
-    assert torch.equal(predict(same, 30), predict(extended, 30))
-    (half,) = ModelMergeSimple().merge(extended, other, 0.5)
-    comfy.model_management.load_models_gpu([half])
-    state = {key: tensor.float().clone() for key, tensor in half.model.state_dict().items()}
-    comfy.model_management.unload_all_models()
-    theirs = dict(extension.replaced_weights())[f"{TEMPORAL.removeprefix('diffusion_model.')}.weight"].float()
-    expected = (theirs + drawn[f"model.{TEMPORAL}.weight"]) / 2
-    torch.testing.assert_close(state[f"{TEMPORAL}.weight"], expected, rtol=1e-3, atol=1e-3)
-
-
-def test_a_merge_of_two_models_with_the_same_extension_keeps_it_whole(model, extension, other):
-    """The way to merge that the help recommends."""
-    both = [host.apply_extension(each, extension) for each in (model, other[1])]
-    (merged,) = ModelMergeSimple().merge(*both, 0.3)
-    comfy.model_management.load_models_gpu([merged])
-    state = merged.model.diffusion_model.state_dict()
-    for key, weight in extension.replaced_weights():
-        torch.testing.assert_close(state[key].float(), weight.float(), rtol=1e-3, atol=1e-4)
     comfy.model_management.unload_all_models()
 
 
@@ -322,6 +287,33 @@ def make_video(folder):
     folder.mkdir()
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "testsrc=size=64x64:rate=30"]
     subprocess.run([*command, "-t", "0.1", str(folder / "a.mp4")], check=True)
+
+
+def test_easy_cache_skips_whole_steps_before_or_after(model, extension, conditions, run):
+    """It decides at a step's first prediction, and the others of the step follow."""
+    calls = []
+
+    def note(executor, *args, **kwargs):
+        # By position or by name, as the host's version likes.
+        options = next(value for value in (*args, *kwargs.values()) if isinstance(value, dict))
+        calls.append(options["cond_or_uncond"])
+        return executor(*args, **kwargs)
+
+    def sample(target):
+        clone = target.clone()
+        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", note)
+        (samples,) = run("ExVideoSampler", model=clone, **conditions, steps=10, seed=1)
+        taken, calls[:] = list(calls), []
+        return samples["samples"], taken
+
+    def cached(target):
+        return EasyCacheNode.execute(target, 0.9, 0.0, 1.0, False).args[0]
+
+    before, passes = sample(host.apply_extension(cached(model), extension))
+    after, same_passes = sample(cached(host.apply_extension(model, extension)))
+    assert same_passes == passes
+    assert passes.count([0]) == passes.count([1]) < 10
+    assert torch.equal(after, before)
 
 
 # --- memory --------------------------------------------------------------------------------------------------
