@@ -286,7 +286,7 @@ def test_the_host_is_told_of_a_window_and_not_of_the_whole_clip(loaded, extensio
     windowed = host.with_drifting_windows(model, torch.tensor([1.0, 0.0]), 16, 4, False, 128)
     told = []
     for which, frames in ((windowed, 4096), (model, 16), (model, 4096)):
-        (prepare,) = which.get_wrappers(WrappersMP.PREPARE_SAMPLING, "exvideo")
+        *_, prepare = which.get_wrappers(WrappersMP.PREPARE_SAMPLING, "exvideo")
         prepare(lambda _model, shape: told.append(shape[0]), which, [frames, 4, 64, 64])
     assert told[1] < told[0] < told[2]
     # Beside a window's pass, the noised latents and predictions of the whole clip.

@@ -163,7 +163,7 @@ def test_the_host_reckons_for_itself_where_its_own_layers_work(loaded, extended,
     new = host.apply_extension(loaded[0], new_extension(host.base_weights(loaded[0]), 128))
     told = {}
     for name, model, frames in (("patched", patched, 100), ("extended", extended, 100), ("new", new, 20)):
-        (prepare,) = model.get_wrappers(WrappersMP.PREPARE_SAMPLING, "exvideo")
+        *_, prepare = model.get_wrappers(WrappersMP.PREPARE_SAMPLING, "exvideo")
         prepare(lambda _model, shape, name=name: told.update({name: shape[0]}), model, [frames, 4, 64, 64])
     assert told["patched"] == 100 > told["extended"]
     assert told["new"] == 20
