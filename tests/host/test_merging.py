@@ -1,9 +1,9 @@
 """Merged models and extensions: what the host's nodes for merging do before Apply ExVideo, and after it."""
 
+import comfy.lora
 import comfy.model_management
 import pytest
 import torch
-from comfy_extras.nodes_attention_multiply import attention_multiply
 from comfy_extras.nodes_model_merging import ModelMergeSimple
 from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.tiny import LAYOUT, draw_checkpoint
@@ -33,12 +33,25 @@ def merged(first, second, ratio):
     return ModelMergeSimple().merge(first, second, ratio)[0]
 
 
+def merged_there(first, second, ratio):
+    """The same for the weight KEY alone: the host takes seconds to merge all."""
+    clone = first.clone()
+    assert clone.add_patches(second.get_key_patches(KEY), 1 - ratio, ratio)
+    return clone
+
+
 def patched(model):
     """The UNet's weights as the host samples with them, in float32."""
     comfy.model_management.load_models_gpu([model])
     state = {key: tensor.float().clone() for key, tensor in model.model.diffusion_model.state_dict().items()}
     comfy.model_management.unload_all_models()
     return state
+
+
+def one_patched(model):
+    """The weight KEY as the host patches it, without the work of loading the model."""
+    ((weight, _), *patches) = model.get_key_patches(KEY)[KEY]
+    return comfy.lora.calculate_weight(patches, weight.float().clone(), KEY)
 
 
 def close(got, expected):
@@ -73,30 +86,28 @@ def test_an_extension_takes_the_place_of_what_was_merged(model, extension, other
 
 def test_a_second_extension_stays_where_the_first_was(model, extension, other):
     """Below what was merged after it, above what was merged before."""
-    twice = {}
+    theirs, base = dict(extension.replaced_weights())[NAME].float(), host.base_weights(model)(NAME).float()
+    drawn = other[0][f"model.{KEY}"].float()
+    expected = 0.25 * (0.5 * theirs + 0.25 * (base + drawn)) + 0.75 * drawn
     for strength in (1.0, 0.5):
-        first = host.apply_extension(merged(model, other[1], 0.5), extension, strength)
-        twice[strength] = host.apply_extension(merged(first, other[1], 0.25), extension, 0.5)
-    once = merged(host.apply_extension(merged(model, other[1], 0.5), extension, 0.5), other[1], 0.25)
-    expected = patched(once)
-    for again in twice.values():
-        assert len(again.patches[KEY]) == 3
-        got = patched(again)
-        for key, weight in expected.items():
-            close(got[key], weight)
+        first = host.apply_extension(merged_there(model, other[1], 0.5), extension, strength)
+        again = host.apply_extension(merged_there(first, other[1], 0.25), extension, 0.5)
+        close(one_patched(again), expected)
 
 
 def test_loras_and_multipliers_on_merged_models_act_on_the_extension(model, extension, other):
     """What came after the merging does; what came before it was merged too."""
     difference = {KEY: ("diff", (torch.full_like(host.base_weights(model)(NAME), 0.5),))}
 
-    def with_lora(target):
+    def half(target):
+        """With a LoRA, and then as the host's nodes that multiply attention do it."""
         clone = target.clone()
         assert clone.add_patches(difference, 1.0)
+        assert clone.add_patches({KEY: (None,)}, 0.0, 0.5)
         return clone
 
     theirs = dict(extension.replaced_weights())[NAME].float()
-    early = merged(attention_multiply("attn1", with_lora(model), 0.5, 1, 1, 1), other[1], 0.5)
-    close(patched(host.apply_extension(early, extension))[NAME], theirs)
-    late = attention_multiply("attn1", with_lora(merged(model, other[1], 0.5)), 0.5, 1, 1, 1)
-    close(patched(host.apply_extension(late, extension))[NAME], 0.5 * (theirs + 0.5))
+    early = merged_there(half(model), other[1], 0.5)
+    close(one_patched(host.apply_extension(early, extension)), theirs)
+    late = half(merged_there(model, other[1], 0.5))
+    close(one_patched(host.apply_extension(late, extension)), 0.5 * (theirs + 0.5))
