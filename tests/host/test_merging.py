@@ -77,11 +77,10 @@ def test_a_merge_of_two_models_with_the_same_extension_keeps_it_whole(model, ext
 @pytest.mark.parametrize("strength", [1.0, 0.25])
 def test_an_extension_takes_the_place_of_what_was_merged(model, extension, other, strength):
     """The strength blends between the extension and both models, in their own shares."""
-    base = merged(model, other[1], 0.5)
-    before, after = patched(base), patched(host.apply_extension(base, extension, strength))
-    weights = dict(extension.replaced_weights())
-    for key, weight in before.items():
-        close(after[key], torch.lerp(weight, weights[key].float(), strength) if key in weights else weight)
+    theirs = dict(extension.replaced_weights())[NAME].float()
+    base = merged_there(model, other[1], 0.5)
+    expected = torch.lerp(one_patched(base), theirs, strength)
+    close(one_patched(host.apply_extension(base, extension, strength)), expected)
 
 
 def test_a_second_extension_stays_where_the_first_was(model, extension, other):

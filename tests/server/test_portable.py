@@ -10,7 +10,7 @@ import pytest
 from dev.environment import ROOT
 from dev.inside import host_path
 from exvideo_core.tiny import CHECKPOINT, write_tiny_model
-from tests.server.test_batch import draw, frames, words
+from tests.server.test_batch import draw, words
 
 START = """
 import runpy, sys
@@ -41,12 +41,6 @@ def run(tmp_path):
 def test_the_doctor(run, tmp_path):
     write_tiny_model(tmp_path / "models")
     assert "Nothing is wrong." in run("doctor", "--", "--cpu", f"--base-directory={tmp_path}")
-
-
-def test_the_batch(run, server, tmp_path):
-    picture = draw(tmp_path / "portable.png", (7, 7, 90))
-    assert "1 done, 0 failed" in run("batch", *words(picture, url=server.url, output=tmp_path / "videos"))
-    assert frames(tmp_path / "videos" / "portable.mp4") == 2
 
 
 def test_the_batch_on_many_servers(run, server, tmp_path):
