@@ -63,7 +63,7 @@ def test_merging_blends_all_weights(model, extension, predict, other):
     extended = host.apply_extension(model, extension)
     assert torch.equal(predict(merged(extended, other, 1.0), 30), predict(extended, 30))
     theirs = dict(extension.replaced_weights())[NAME].float()
-    close(patched(merged(extended, other, 0.5))[NAME], (theirs + drawn[f"model.{KEY}"]) / 2)
+    close(one_patched(merged_there(extended, other, 0.5)), (theirs + drawn[f"model.{KEY}"]) / 2)
 
 
 def test_a_merge_of_two_models_with_the_same_extension_keeps_it_whole(model, extension, other):
