@@ -14,7 +14,7 @@ from typing import IO, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .formats import ADVICE, PREVIEW, ffmpeg, format_named
+from .formats import PREVIEW, does_not_run, ffmpeg, format_named
 from .types import ExVideoError
 
 _PATIENCE = 0.2
@@ -73,11 +73,9 @@ def save_video(
         raise ExVideoError(f"There are no frames to save: expected [H, W, channels] each, got {got}.")
     height, width = (side + (side % 2 if kind.even else 0) for side in first.shape[:2])
     rate = Fraction(fps).limit_denominator(1001 * 1000)
-    if audio is not None and length is None:
-        length = len(frames)  # type: ignore[arg-type]
-
     if audio is not None:
         audio = _carried(audio, kind.channels)
+        length = len(frames) if length is None else length  # type: ignore[arg-type]
     filters = kind.filters if rate <= kind.fastest else f"fps={kind.fastest},{kind.filters}"
 
     with _scratch(_metadata_text(metadata or {}), audio) as (texts, sound):
@@ -130,7 +128,7 @@ def _encode(command: list[str], frames: Iterator[memoryview], waiting: Callable[
         try:
             encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log)
         except OSError as error:
-            raise ExVideoError(f"Videos are saved by ffmpeg, and it does not run ({error}): {ADVICE}") from error
+            raise does_not_run("saved", error) from error
         assert encoder.stdin is not None
         try:
             for frame in frames:

@@ -103,7 +103,7 @@ FORMATS: Mapping[str, Format] = {
 """By the names that nodes and API clients give."""
 
 
-ADVICE = (
+_ADVICE = (
     "run `pip install --force-reinstall imageio-ffmpeg` with ComfyUI's Python, and let the environment variable "
     "IMAGEIO_FFMPEG_EXE name an ffmpeg that works, or nothing."
 )
@@ -130,7 +130,7 @@ def encodable_formats() -> list[str]:
     try:
         known = _encoders()
     except (OSError, subprocess.SubprocessError) as error:
-        raise ExVideoError(f"Videos are saved by ffmpeg, and it does not run ({error}): {ADVICE}") from error
+        raise does_not_run("saved", error) from error
     return [name for name, kind in FORMATS.items() if kind.codec in known]
 
 
@@ -154,7 +154,12 @@ def ffmpeg(doing: str = "saved") -> str:
     try:
         return imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
-        raise ExVideoError(f"Videos are {doing} by ffmpeg, and there is none: {ADVICE}") from error
+        raise ExVideoError(f"Videos are {doing} by ffmpeg, and there is none: {_ADVICE}") from error
+
+
+def does_not_run(doing: str, error: Exception) -> ExVideoError:
+    """What to tell where there is an ffmpeg that cannot be started; `doing` as for `ffmpeg`."""
+    return ExVideoError(f"Videos are {doing} by ffmpeg, and it does not run ({error}): {_ADVICE}")
 
 
 @cache

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..formats import ADVICE, ffmpeg
+from ..formats import does_not_run, ffmpeg
 from ..types import ClipShape, ExVideoError
 
 CLIP = ".clip"
@@ -71,7 +71,7 @@ def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tenso
         try:
             decoder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         except OSError as error:
-            raise ExVideoError(f"Videos are read by ffmpeg, and it does not run ({error}): {ADVICE}") from error
+            raise does_not_run("read", error) from error
         assert decoder.stdout is not None
         try:
             while True:

@@ -199,5 +199,5 @@ class Training:
         settings: dict[str, Any] = asdict(self._recipe)
         for free in ("steps", "save_every"):
             settings.pop(free)
-        settings |= {"clips": self._clips.identity, "start": self._begun_from, "processes": self._engine.processes}
-        return {**settings, "base": self._base}
+        settings |= {"clips": self._clips.identity, "start": self._begun_from, "base": self._base}
+        return {**settings, "processes": self._engine.processes}
