@@ -169,7 +169,12 @@ def graph_metadata(prompt: Any, extra_pnginfo: Mapping[str, Any] | None) -> dict
     if host_arguments.disable_metadata:
         return {}
     texts = {} if prompt is None else {"prompt": prompt}
-    return {key: json.dumps(value) for key, value in {**texts, **(extra_pnginfo or {})}.items()}
+    return {key: _strict_json(value) for key, value in {**texts, **(extra_pnginfo or {})}.items()}
+
+
+def _strict_json(value: Any) -> str:
+    """Without NaN, which the host writes down of nodes that are to run each time, and which the page cannot read."""
+    return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None))
 
 
 def interruptible(*_: Any) -> None:

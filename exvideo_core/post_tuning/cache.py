@@ -103,8 +103,8 @@ def cache_clips(
         key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
         # Written last, so that a video whose encoding was interrupted is begun again.
         index = cache / f"{key}.json"
-        if not index.exists() or not all(path.exists() for path in _clips(index)):
-            _encode(video, shape, fps, encoder, cache, key)
+        if not _is_whole(index):
+            _encode(video, shape, fps, encoder, index)
         found = _clips(index)
         files += found
         if not found:
@@ -123,25 +123,38 @@ def _clips(index: Path) -> list[Path]:
     return [(index.parent / name).with_suffix(CLIP) for name in names]
 
 
+def _is_whole(index: Path) -> bool:
+    """Whether a video has been encoded, and all of its clips are there."""
+    try:
+        return all(path.exists() for path in _clips(index))
+    except (OSError, ValueError, KeyError):  # not yet, or damaged
+        return False
+
+
 def _name(video: Path) -> str:
     """The name of a video as a text; on Linux it may hold bytes that are none."""
     return video.name.encode(errors="replace").decode()
 
 
-def _encode(video: Path, shape: ClipShape, fps: float, encoder: Encoder, cache: Path, key: str) -> None:
+def _encode(video: Path, shape: ClipShape, fps: float, encoder: Encoder, index: Path) -> None:
     names: list[str] = []
     name, problem = _name(video), ""
     try:
         for frames in read_clips(video, shape, fps):
             pixels = frames.float() / 255
             latents, token = encoder(pixels)
-            names.append(f"{key}_{len(names):04}{CLIP}")
+            names.append(f"{index.stem}_{len(names):04}{CLIP}")
             bucket = str(motion_bucket(motion_score(pixels)))
             # In half precision, of which latents need no more.
             tensors = {"latents": latents.half(), "token": token.half()}
-            save_tensors(cache / names[-1], tensors, {"motion_bucket_id": bucket, "video": name})
+            save_tensors(index.with_name(names[-1]), tensors, {"motion_bucket_id": bucket, "video": name})
     except NoClipError as error:
         problem = str(error)
-    cache.mkdir(parents=True, exist_ok=True)
-    with whole_or_nothing(cache / f"{key}.json") as partial:
-        partial.write_text(json.dumps({"video": name, "clips": names, "problem": problem}), encoding="utf-8")
+    try:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        with whole_or_nothing(index) as partial:
+            partial.write_text(json.dumps({"video": name, "clips": names, "problem": problem}), encoding="utf-8")
+    except OSError as error:
+        raise ExVideoError(
+            f"Encoded clips cannot be kept in {index.parent} ({error}): make it writable, or free some space."
+        ) from error

@@ -294,6 +294,24 @@ def test_a_folder_of_which_nothing_can_be_used_is_told(videos, tmp_path):
         cache_clips(videos, ClipShape(100, 48, 64), 30, ByEighths(), tmp_path / "cache")
 
 
+def test_a_damaged_text_of_the_cache_costs_one_video(videos, tmp_path):
+    cache = tmp_path / "cache"
+    clips = cache_clips(videos, SHAPE, 30, ByEighths(), cache)
+    for path in cache.glob("*.json"):
+        path.write_text(path.read_text()[:-9])
+    assert cache_clips(videos, SHAPE, 30, ByEighths(), cache).identity == clips.identity
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path):
+    """Also where there is nothing to write but that a video cannot be used."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "broken.mp4").write_bytes(b"no video")
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ExVideoError, match=r"cannot be kept in .*cache .*: make it writable"):
+        cache_clips(folder, SHAPE, 30, ByEighths(), tmp_path / "cache")
+
+
 # --- lengths ---------------------------------------------------------------------------------------------------
 
 

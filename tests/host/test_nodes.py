@@ -1,5 +1,6 @@
 """The nodes as the host runs them, with the host's own beside and between."""
 
+import json
 import sys
 
 import pytest
@@ -276,6 +277,18 @@ def test_decode(loaded, run):
     # One window holds a short clip, so there is nothing to blend: it is the host's own decode.
     (whole,) = run("ExVideoDecode", samples={"samples": latents[:8]}, vae=vae)
     torch.testing.assert_close(whole, vae.decode(latents[:8]), rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_file_says_of_its_graph_is_strict_json():
+    """The host writes NaN into it where a node is to run each time, and the page reads none of it then."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    prompt = {"1": {"class_type": "Any", "inputs": {"a": 0.5}, "is_changed": [float("nan"), float("-inf"), "é"]}}
+    texts = host.graph_metadata(prompt, {"workflow": {"nodes": []}})
+    assert json.loads(texts["prompt"], parse_constant=refuse)["1"]["is_changed"] == [None, None, "é"]
+    assert json.loads(texts["workflow"]) == {"nodes": []}
 
 
 def test_decode_refuses_other_latents(loaded, run):
