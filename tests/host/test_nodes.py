@@ -1,6 +1,7 @@
 """The nodes as the host runs them, with the host's own beside and between."""
 
 import sys
+import time
 
 import pytest
 import torch
@@ -281,3 +282,14 @@ def test_decode(loaded, run):
 def test_decode_refuses_other_latents(loaded, run):
     with pytest.raises(ExVideoError, match=r"got \[1, 16, 8, 8\]"):
         run("ExVideoDecode", samples={"samples": torch.zeros(1, 16, 8, 8)}, vae=loaded[2])
+
+
+def test_a_files_name_may_hold_the_time(monkeypatch, tmp_path):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    monkeypatch.setattr("time.localtime", lambda: time.struct_time((2031, 4, 5, 16, 7, 8, 5, 95, 0)))
+    for number in (1, 2):
+        with host.output_file("%date:yyyy-MM%/%date:dd% at %date:h.mm.ss, yy/M/d% %year% %width%", ".mp4", 64) as to:
+            to.partial.touch()
+        assert (tmp_path / "2031-04" / "05 at 16.07.08, 31" / "4" / f"5 2031 64_0000{number}_.mp4").exists()
