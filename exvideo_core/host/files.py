@@ -174,7 +174,7 @@ def run_folder(name: str) -> tuple[Path, str]:
         ExVideoError: a name that leads out of there.
     """
     output = Path(folder_paths.get_output_directory()).resolve()
-    folder = (output / MODEL_FOLDER / name).resolve()
+    folder = output if "\0" in name else (output / MODEL_FOLDER / name).resolve()
     if output / MODEL_FOLDER not in folder.parents:
         raise ExVideoError(
             f"A run is kept in a folder of its own in output/{MODEL_FOLDER}, and {name!r} does not name one: choose a "
