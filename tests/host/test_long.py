@@ -317,6 +317,7 @@ def test_a_loop_has_no_first_frame_but_for_the_noise(long, extended, monkeypatch
     ("inputs", "told"),
     [
         ({"overlap": 6}, "overlap = 6"),
+        ({"token_from": "film"}, "choose segment or picture"),
         ({"overlap": 0}, "needs an overlap of 1 to 5"),
         ({"overlap": 6, "mode": "windows"}, "overlap = 6"),
         ({"segment_frames": 129, "total_frames": 200}, "129 frames are longer than this extension reaches, 128"),

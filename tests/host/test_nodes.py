@@ -279,6 +279,13 @@ def test_decode(loaded, run):
     torch.testing.assert_close(whole, vae.decode(latents[:8]), rtol=1e-4, atol=1e-4)
 
 
+def test_the_sampler_refuses_an_empty_clip(model, conditions, run):
+    positive, negative, _, _ = conditions
+    empty = {"samples": torch.zeros(0, 4, 8, 8)}
+    with pytest.raises(ExVideoError, match=r"got \[0, 4, 8, 8\]"):
+        run("ExVideoSampler", model=model, positive=positive, negative=negative, latent=empty)
+
+
 def test_decode_refuses_other_latents(loaded, run):
     with pytest.raises(ExVideoError, match=r"got \[1, 16, 8, 8\]"):
         run("ExVideoDecode", samples={"samples": torch.zeros(1, 16, 8, 8)}, vae=loaded[2])
