@@ -202,7 +202,7 @@ class _Node(NamedTuple):
             if is_widget(spec):
                 value = values[name]
                 widgets.append(settings(spec).get("default") if _is_link(value) else value)
-                if settings(spec).get("control_after_generate") or name in SEED_NAMES:
+                if settings(spec).get("control_after_generate", name in SEED_NAMES):
                     widgets.append("fixed")
                 if settings(spec).get("image_upload") or settings(spec).get("video_upload"):
                     widgets.append("image")  # the button's

@@ -61,6 +61,6 @@ def _widget_places(info: Mapping[str, Any], widgets: list[Any]) -> Iterator[tupl
             return  # the workflow is older than the input
         yield index, name
         index += 1
-        controlled = settings(spec).get("control_after_generate") or name in SEED_NAMES
+        controlled = settings(spec).get("control_after_generate", name in SEED_NAMES)
         if controlled and index < len(widgets) and widgets[index] in SEED_CONTROLS:
             index += 1

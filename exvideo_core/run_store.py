@@ -16,7 +16,9 @@ from .files import checksum, open_tensors, save_tensors, whole_or_nothing
 from .plan import Segment
 from .types import ExVideoError
 
-PLAN, STEP = "run.json", "step.safetensors"
+# Not as models are called: the folder is among those that the host looks for extensions in.
+SUFFIX = ".latents"
+PLAN, STEP = "run.json", f"step{SUFFIX}"
 
 log = logging.getLogger(__name__)
 
@@ -112,4 +114,4 @@ def _settings_in(plan: Path) -> dict[str, Any]:
 
 
 def _file_of(segment: Segment) -> str:
-    return f"segment_{segment.number:05}.safetensors"
+    return f"segment_{segment.number:05}{SUFFIX}"

@@ -56,10 +56,10 @@ def clip_latents(latent: Mapping[str, Any]) -> torch.Tensor:
     """The latents of an SVD clip, [T, 4, H/8, W/8], out of a ComfyUI LATENT.
 
     Raises:
-        ExVideoError: the LATENT holds something else.
+        ExVideoError: the LATENT holds something else, or nothing.
     """
     samples: torch.Tensor = latent["samples"]
-    if samples.ndim != 4 or samples.shape[1] != LATENT_CHANNELS:
+    if samples.ndim != 4 or samples.shape[1] != LATENT_CHANNELS or not samples.numel():
         raise ExVideoError(
             f"Expected the latents of an SVD clip, [frames, {LATENT_CHANNELS}, height/8, width/8], "
             f"got {list(samples.shape)}: connect those of ExVideo Image to Video."

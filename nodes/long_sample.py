@@ -167,7 +167,7 @@ class ExVideoLongSampler(io.ComfyNode):
         host.require_svd(model)
         shape = ClipShape.of_pixels(total_frames, height, width)
         reach = host.extension_length(model)
-        _check(mode, loop, total_frames, segment_frames, reach)
+        _check(mode, loop, total_frames, segment_frames, reach, token_from)
         check_video(init_video, "total_frames", total_frames)
         image = conditioning.first_image(init_image)
         if image.shape[1] < shape.height or image.shape[2] < shape.width:
@@ -203,10 +203,12 @@ class ExVideoLongSampler(io.ComfyNode):
         return io.NodeOutput({"samples": sampling.post_process(samples, normalize, contrast)}, float(fps))
 
 
-def _check(mode: str, loop: bool, total: int, length: int, reach: int | None) -> None:
+def _check(mode: str, loop: bool, total: int, length: int, reach: int | None, token_from: str) -> None:
     """What can be refused before any work."""
     if mode not in MODES:
         raise ExVideoError(f"There is no mode {mode}: choose {' or '.join(MODES)}.")
+    if token_from not in TOKENS:
+        raise ExVideoError(f"There is no token_from {token_from}: choose {' or '.join(TOKENS)}.")
     if loop and mode != "windows":
         raise ExVideoError("A loop is made in windows mode, where the last frames are sampled with the first: set it.")
     if mode == "windows" and reach is None and (loop or total > length):

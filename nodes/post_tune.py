@@ -15,7 +15,7 @@ from ..exvideo_core.post_tuning.curve import loss_curve
 from ..exvideo_core.post_tuning.recipe import Recipe
 from ..exvideo_core.post_tuning.training import Progress
 from ..exvideo_core.types import ExVideoError
-from .schema import MAX_FRAMES, ExVideo, advanced, schema, seed_input
+from .schema import MAX_FRAMES, MAX_SEED, ExVideo, advanced, schema
 
 
 class ExVideoPostTune(io.ComfyNode):
@@ -57,7 +57,15 @@ class ExVideoPostTune(io.ComfyNode):
                 ),
                 io.Int.Input("width", default=512, min=64, max=8192, step=8, tooltip="Of the clips, in pixels."),
                 io.Int.Input("height", default=512, min=64, max=8192, step=8, tooltip="Of the clips, in pixels."),
-                seed_input("the order of the clips and of all noise"),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    # Or the page would draw another after each run, and a cancelled one would begin anew, over itself.
+                    control_after_generate=False,
+                    tooltip="Seed of the order of the clips and of all noise. A run goes on with the same seed only.",
+                ),
                 io.Int.Input(
                     "num_frames",
                     default=0,

@@ -14,7 +14,7 @@ from ..exvideo_core.export import check_rate
 from ..exvideo_core.formats import format_named
 from ..exvideo_core.interpolate import MAX_MULTIPLIER, check_multiplier, interpolate, interpolated_length
 from ..exvideo_core.plan import overlapped_windows
-from ..exvideo_core.types import PIXELS_PER_CELL, clip_latents
+from ..exvideo_core.types import PIXELS_PER_CELL, ExVideoError, clip_latents
 from .export import save
 from .schema import (
     advanced,
@@ -30,6 +30,7 @@ from .schema import (
     window_input,
 )
 
+KEEP = ("auto", "always", "never")
 LONG = 200
 """Frames above which `auto` keeps the latents."""
 
@@ -66,7 +67,7 @@ class ExVideoRender(io.ComfyNode):
                 advanced(
                     io.Combo,
                     "keep_latents",
-                    options=["auto", "always", "never"],
+                    options=list(KEEP),
                     default="auto",
                     # Not in the contract, so that clients who know only that may leave it out.
                     optional=True,
@@ -99,6 +100,8 @@ class ExVideoRender(io.ComfyNode):
         check_multiplier(multiplier)
         check_rate(fps * multiplier)
         format_named(format)
+        if keep_latents not in KEEP:
+            raise ExVideoError(f"There is no choice {keep_latents} of keep_latents: choose {', '.join(KEEP)}.")
         overlapped_windows(len(latents), window, overlap)  # checks the numbers
         decode = host.frame_decoder(vae, latents, window)
 

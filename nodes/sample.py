@@ -108,8 +108,8 @@ class ExVideoSampler(io.ComfyNode):
             search_aliases=["exvideo", "ksampler", "svd sampler", "long video"],
             inputs=[
                 io.Model.Input("model", tooltip="SVD with ExVideo applied."),
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
+                io.Conditioning.Input("positive", tooltip="What the video follows: of ExVideo Image to Video."),
+                io.Conditioning.Input("negative", tooltip="What guidance leads away from: of ExVideo Image to Video."),
                 io.Latent.Input("latent", tooltip="The clip to start from; a noise mask pins frames."),
                 seed_input("the noise the video is made from"),
                 steps_input(),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
@@ -23,6 +24,7 @@ from ..types import ExVideoError
 MODEL_FOLDER = "exvideo"
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 """What Windows takes for devices, with any ending."""
+_DATE, _PARTS_OF_DATE = re.compile("%date:([^%]+)%"), re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
 OLDER_FOLDERS = ("diffsynth/ExVideo-SVD-128f-v1", "stable_video_diffusion")
 """Where the ExVideo packs before this one had users put the same file."""
 
@@ -82,7 +84,9 @@ def output_file(prefix: str, suffix: str, width: int = 0, height: int = 0) -> It
     """
     output = folder_paths.get_output_directory()
     try:
-        folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(_plain(prefix), output, width, height)
+        folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(
+            _plain(_dated(prefix)), output, width, height
+        )
     except ExVideoError:
         raise
     except Exception as error:  # of several kinds, by the host's version
@@ -107,6 +111,21 @@ def preview_file(of: Destination) -> Path | None:
         log.warning("ExVideo shows nothing of %s in the node, for there is no place for a preview: %s", of.name, error)
         return None
     return preview
+
+
+def _dated(prefix: str) -> str:
+    """A prefix with the time now where it says so, as in %date:yyyy-MM-dd%.
+
+    The host's page fills that in, but for the host's own nodes alone, and the host itself never does.
+    """
+    now = time.localtime()
+    numbers = {"M": now.tm_mon, "d": now.tm_mday, "h": now.tm_hour, "m": now.tm_min, "s": now.tm_sec}
+
+    def written(part: re.Match[str]) -> str:
+        sign, width = part[0][0], len(part[0])
+        return f"{now.tm_year}"[-width:] if sign == "y" else f"{numbers[sign]:0{width}}"
+
+    return _DATE.sub(lambda date: _PARTS_OF_DATE.sub(written, date[1]), prefix)
 
 
 def _plain(prefix: str) -> str:
@@ -155,7 +174,7 @@ def run_folder(name: str) -> tuple[Path, str]:
         ExVideoError: a name that leads out of there.
     """
     output = Path(folder_paths.get_output_directory()).resolve()
-    folder = (output / MODEL_FOLDER / name).resolve()
+    folder = output if "\0" in name else (output / MODEL_FOLDER / name).resolve()
     if output / MODEL_FOLDER not in folder.parents:
         raise ExVideoError(
             f"A run is kept in a folder of its own in output/{MODEL_FOLDER}, and {name!r} does not name one: choose a "

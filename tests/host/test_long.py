@@ -154,7 +154,7 @@ def test_a_chain_that_was_stopped_goes_on_to_the_same_bits(long, extended, runs,
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
 def test_a_torn_file_costs_one_segment(long, extended, runs, caplog, damage):
     expected = long(total_frames=14, checkpoint_name="mine", **RAW)
-    path = runs / "mine" / "segment_00001.safetensors"
+    path = runs / "mine" / "segment_00001.latents"
     data = bytearray(path.read_bytes())
     if damage == "cut":
         path.write_bytes(data[: len(data) // 2])
@@ -317,6 +317,7 @@ def test_a_loop_has_no_first_frame_but_for_the_noise(long, extended, monkeypatch
     ("inputs", "told"),
     [
         ({"overlap": 6}, "overlap = 6"),
+        ({"token_from": "film"}, "choose segment or picture"),
         ({"overlap": 0}, "needs an overlap of 1 to 5"),
         ({"overlap": 6, "mode": "windows"}, "overlap = 6"),
         ({"segment_frames": 129, "total_frames": 200}, "129 frames are longer than this extension reaches, 128"),

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_the_contract_of_ids_inputs_and_outputs(nodes):
         schema = node.GET_SCHEMA()
         got[node_id] = ([i.id for i in schema.inputs], [o.get_io_type() for o in schema.outputs])
         assert schema.category == "ExVideo"
-        assert all(i.tooltip for i in schema.inputs if hasattr(i, "default") and i.default is not None)
+        assert all(i.tooltip for i in schema.inputs)
     assert got == EXPECTED
 
 
@@ -291,6 +292,24 @@ def test_what_a_file_says_of_its_graph_is_strict_json():
     assert json.loads(texts["workflow"]) == {"nodes": []}
 
 
+def test_the_sampler_refuses_an_empty_clip(model, conditions, run):
+    positive, negative, _, _ = conditions
+    empty = {"samples": torch.zeros(0, 4, 8, 8)}
+    with pytest.raises(ExVideoError, match=r"got \[0, 4, 8, 8\]"):
+        run("ExVideoSampler", model=model, positive=positive, negative=negative, latent=empty)
+
+
 def test_decode_refuses_other_latents(loaded, run):
     with pytest.raises(ExVideoError, match=r"got \[1, 16, 8, 8\]"):
         run("ExVideoDecode", samples={"samples": torch.zeros(1, 16, 8, 8)}, vae=loaded[2])
+
+
+def test_a_files_name_may_hold_the_time(monkeypatch, tmp_path):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    monkeypatch.setattr("time.localtime", lambda: time.struct_time((2031, 4, 5, 16, 7, 8, 5, 95, 0)))
+    for number in (1, 2):
+        with host.output_file("%date:yyyy-MM%/%date:dd% at %date:h.mm.ss, yy/M/d% %year% %width%", ".mp4", 64) as to:
+            to.partial.touch()
+        assert (tmp_path / "2031-04" / "05 at 16.07.08, 31" / "4" / f"5 2031 64_0000{number}_.mp4").exists()

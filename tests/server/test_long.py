@@ -52,7 +52,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(start_server):
             assert expected.shape == (TOTAL, 4, 8, 8)
             client.queue(graph(client, checkpoint_name="mine"))
             run = first.base / "output" / "exvideo" / "runs" / "mine"
-            wait_for(run / "segment_00001.safetensors")
+            wait_for(run / "segment_00001.latents")
             os.killpg(first.group, signal.SIGKILL)
         again = Server(Environment(first.python, first.comfyui), first.base, cpu=True)
     kept = {path.name: path.stat().st_mtime_ns for path in run.glob("segment*")}
@@ -82,3 +82,6 @@ def test_progress_counts_all_segments_and_a_cancel_keeps_what_is_done(client, se
     assert {total for _, total in seen} == {2 * 4}
     assert [value for value, _ in seen] == sorted(value for value, _ in seen)
     assert len(list((server.base / "output" / "exvideo" / "runs" / "cancelled").glob("segment*"))) == 2
+    # They lie where extensions are looked for, and are none.
+    (_, listed) = client.object_info()["ExVideoLoader"]["input"]["required"]["exvideo_name"]
+    assert not [name for name in listed["options"] if "runs" in name]

@@ -88,11 +88,16 @@ def test_an_interrupt_keeps_what_was_learned_and_the_next_run_goes_on(client, se
     assert not set(range(3, learned)) & set(steps)
 
 
+def test_the_page_leaves_the_seed_so_that_a_stopped_run_goes_on(object_info):
+    assert object_info["ExVideoPostTune"]["input"]["required"]["seed"][1]["control_after_generate"] is False
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
         ({"videos": "nowhere"}, r"There is no folder .*nowhere"),
         ({"videos": " "}, "needs a folder of videos"),
+        ({"run_name": "a\0b"}, r"does not name one: choose a name such as post_tuning"),
         ({"run_name": "../../outside"}, r"does not name one: choose a name such as post_tuning"),
         ({"num_frames": 100}, "None of the 1 files .* has 30 frames"),
     ],
