@@ -51,12 +51,12 @@ def save_video(
         fps: frames a second; of a format that plays no more than so many, frames are dropped beyond.
         format: a name in `FORMATS`.
         crf: quality, 0 (best) to 51 (worst); see `formats`.
-        metadata: texts to store in the container, where it takes any.
+        metadata: texts to store in the file, where the format takes any.
         audio: cut to the video's length where it is longer; mixed to one channel where it has more than the format
             carries.
         length: how many frames there are, to cut the audio by; by default as many as `len(frames)` says.
         preview: where to write a small MP4 beside it, for a node to show.
-        waiting: called several times a second while ffmpeg finishes; what it raises ends the encoding.
+        waiting: called several times a second while ffmpeg finishes and texts are written; what it raises ends that.
 
     Returns:
         The number of frames.
@@ -92,7 +92,13 @@ def save_video(
         command += [str(path).replace("%", "%%") + f"/{kind.pictures}" if kind.pictures else str(path)]
         if preview is not None:
             command += ["-map", "0:v", *PREVIEW, str(preview)]
-        return _encode(command, (_raw(frame, height, width) for frame in itertools.chain([first], source)), waiting)
+        count = _encode(command, (_raw(frame, height, width) for frame in itertools.chain([first], source)), waiting)
+    if metadata and kind.texts is not None:
+        try:
+            kind.texts(path, metadata, waiting)
+        except OSError as error:
+            raise ExVideoError(f"The graph could not be written into the video ({error}): free some space.") from error
+    return count
 
 
 def check_rate(fps: float) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import imageio_ffmpeg
 
+from .texts import write_in_pngs, write_in_webp
 from .types import ExVideoError
 
 
@@ -29,6 +31,7 @@ class Format(NamedTuple):
         channels: of sound, that the encoder takes.
         pictures: the names of single pictures, in a format that is a folder of them.
         shown: whether ComfyUI's page shows it in the node; its player knows no GIF.
+        texts: writes texts into the finished file, by their names, where ffmpeg does not; see `texts`.
     """
 
     suffix: str
@@ -43,6 +46,7 @@ class Format(NamedTuple):
     channels: int = 2
     pictures: str = ""
     shown: bool = True
+    texts: Callable[[Path, Mapping[str, str], Callable[[], None]], None] | None = None
 
 
 # Frames leave here as RGB of full range; files carry BT.709 of video range and say so, as players assume for HD.
@@ -93,11 +97,11 @@ FORMATS: Mapping[str, Format] = {
     "webp": Format(
         ".webp", "libwebp_anim", ("-pix_fmt", "bgra"), ("-f", "webp", "-loop", "0"),
         lambda crf: ("-lossless", "1") if crf == 0 else ("-quality", str(round(100 - crf * 100 / 51))),
-        "null", even=False, fastest=90,
+        "null", even=False, fastest=90, texts=write_in_webp,
     ),
     "png": Format(
         "", "png", ("-pix_fmt", "rgb24"), ("-f", "image2"), lambda crf: (), "null", even=False,
-        pictures="frame_%05d.png", shown=False,
+        pictures="frame_%05d.png", shown=False, texts=write_in_pngs,
     ),
 }  # fmt: skip
 """By the names that nodes and API clients give."""

@@ -111,6 +111,44 @@ def test_the_graph_travels_in_the_file_front(tmp_path, frames, format):
         assert container.metadata["workflow"] == "{}"
 
 
+TEXTS = {"prompt": json.dumps({"1": {"text": "a: b ü 猫", "list": list(range(50_000))}}), "workflow": "{}", "猫": "é"}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_graph_travels_in_every_picture(tmp_path, frames, count):
+    pattern = str(save(tmp_path, frames[:count], "png", metadata=TEXTS))
+    for number in range(1, count + 1):
+        with Image.open(pattern % number) as picture:
+            assert picture.text == {"prompt": TEXTS["prompt"], "workflow": "{}", "?": "é"}
+            difference = torch.tensor(np.asarray(picture)) / 255 - frames[number - 1]
+        assert difference.abs().max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_graph_travels_in_a_webp(tmp_path, frames, count, same):
+    """Frames that are all the same become a file of another form."""
+    frames = frames[:1].expand(count, -1, -1, -1) if same else frames[:count]
+    _, plain = read(save(tmp_path, frames, "webp"))
+    path = save(tmp_path, frames, "webp", metadata=TEXTS)
+    with Image.open(path) as picture:
+        assert picture.n_frames == (1 if same else count)
+        texts = picture.getexif()
+        assert [texts[tag] for tag in (0x10F, 0x10E, 0x10D)] == [
+            f"prompt:{TEXTS['prompt']}", "workflow:{}", "?:?",
+        ]  # fmt: skip
+    assert torch.equal(read(path)[1], plain)
+    # As the page goes through it: from chunk to chunk, to the end.
+    data, at, names = path.read_bytes(), 12, []
+    assert int.from_bytes(data[4:8], "little") == len(data) - 8
+    while at < len(data):
+        names.append(data[at : at + 4])
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    assert at == len(data)
+    assert (names[0], names[-1]) == (b"VP8X", b"EXIF")
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("shape", [(3, 49, 63, 3), (1, 48, 64, 3), (2, 48, 64, 1), (2, 48, 64, 4)])
 def test_odd_sizes_single_frames_grey_and_rgba(tmp_path, shape, format):

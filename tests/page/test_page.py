@@ -32,6 +32,10 @@ def api(name):
     return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
 
 
+WITHOUT_GRAPH = ("gif",)
+"""Of these the page reads none."""
+
+
 def queued(prompt):
     """What a prompt says, but for titles, and for the page's own player."""
     return {
@@ -82,14 +86,19 @@ def test_a_dropped_workflow_opens_clean_runs_and_comes_back(page, server, name):
 
 
 @pytest.mark.parametrize("format", encodable_formats())
-def test_every_format_is_shown_in_the_node(page, format):
+def test_every_format_is_shown_in_the_node_and_brings_its_graph_back(page, server, format):
     page.drop(WORKFLOWS / "interpolate_video.json")
     page.set({"ExVideoSave": {"format": format}})
+    graph, before = page.graph(), set((server.base / "output").rglob("*.*"))
     kind, said = page.run()[-1]
     assert kind == "execution_success", said
     shown = page.picture if format == "webp" else page.playing
     assert shown("ExVideoSave")
     page.shot(SHOTS / f"format_{format}.png")
+    saved, *_ = sorted(set((server.base / "output").rglob("*.*")) - before)
+    if format not in WITHOUT_GRAPH:
+        page.drop(saved)
+        assert held(page.graph()) == held(graph)
 
 
 def test_a_missing_model_is_offered_with_its_folder(server):
