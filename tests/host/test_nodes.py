@@ -210,6 +210,19 @@ def test_guidance_per_frame_is_the_hosts(model, conditions, run):
     assert not torch.allclose(falling[0], alone[0])
 
 
+def test_another_nodes_guidance_that_is_replaced_is_told(model, conditions, run, caplog):
+    positive, negative, latent, _ = conditions
+    guided = model.clone()
+    guided.set_model_sampler_cfg_function(lambda args: args["uncond"] + 1.5 * (args["cond"] - args["uncond"]))
+    inputs = {"positive": positive, "negative": negative, "latent": latent, "steps": 1}
+    (kept,) = run("ExVideoSampler", model=guided, **inputs)
+    (plain,) = run("ExVideoSampler", model=model, **inputs, min_cfg=1.5, max_cfg=1.5)
+    torch.testing.assert_close(kept["samples"], plain["samples"], rtol=1e-2, atol=1e-2)
+    assert "guidance" not in caplog.text
+    run("ExVideoSampler", model=guided, **inputs, min_cfg=1.0, max_cfg=3.0)
+    assert "in the place of the guidance that another node has put on the model" in caplog.text
+
+
 def test_masked_frames_stay(model, conditions, run):
     positive, negative, latent, _ = conditions
     pinned = torch.randn(6, 4, 8, 8)
