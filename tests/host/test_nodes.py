@@ -294,3 +294,16 @@ def test_decode(loaded, run):
 def test_decode_refuses_other_latents(loaded, run):
     with pytest.raises(ExVideoError, match=r"got \[1, 16, 8, 8\]"):
         run("ExVideoDecode", samples={"samples": torch.zeros(1, 16, 8, 8)}, vae=loaded[2])
+
+
+@pytest.mark.parametrize("node", ["ExVideoDecode", "ExVideoRender"])
+def test_decode_refuses_other_autoencoders(run, node):
+    import comfy.ldm.wan.vae
+    import comfy.sd
+    import comfy.taesd.taesd
+
+    pictures = comfy.taesd.taesd.TAESD(latent_channels=16).state_dict()
+    videos = comfy.ldm.wan.vae.WanVAE(dim=96, z_dim=16, temperal_downsample=[False, True, True]).state_dict()
+    for weights, told in [(pictures, "takes 16 and 2"), (videos, "takes 16 and 3")]:
+        with pytest.raises(ExVideoError, match=told):
+            run(node, samples={"samples": torch.zeros(2, 4, 8, 8)}, vae=comfy.sd.VAE(sd=weights))
