@@ -167,4 +167,9 @@ def sample_euler(
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
+    if not samples.isfinite().all():
+        log.warning(
+            "ExVideo sampled numbers that are no longer finite (NaN), and the video will be black: lower the guidance "
+            "and the strengths of extension and LoRAs, or start ComfyUI with --fp32-unet."
+        )
     return samples.to(comfy.model_management.intermediate_device())

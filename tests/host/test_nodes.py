@@ -223,6 +223,14 @@ def test_another_nodes_guidance_that_is_replaced_is_told(model, conditions, run,
     assert "in the place of the guidance that another node has put on the model" in caplog.text
 
 
+def test_numbers_that_are_no_longer_finite_are_told(model, conditions, run, caplog):
+    positive, negative, latent, _ = conditions
+    overflowing = model.clone()
+    overflowing.set_model_sampler_post_cfg_function(lambda args: args["denoised"].half() * 1e6)
+    run("ExVideoSampler", model=overflowing, positive=positive, negative=negative, latent=latent, steps=1)
+    assert "no longer finite (NaN), and the video will be black" in caplog.text
+
+
 def test_masked_frames_stay(model, conditions, run):
     positive, negative, latent, _ = conditions
     pinned = torch.randn(6, 4, 8, 8)
