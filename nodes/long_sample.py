@@ -167,7 +167,7 @@ class ExVideoLongSampler(io.ComfyNode):
         host.require_svd(model)
         shape = ClipShape.of_pixels(total_frames, height, width)
         reach = host.extension_length(model)
-        _check(mode, loop, total_frames, segment_frames, reach, token_from)
+        _check(model, reach, mode, loop, total_frames, segment_frames, token_from)
         check_video(init_video, "total_frames", total_frames)
         image = conditioning.first_image(init_image)
         if image.shape[1] < shape.height or image.shape[2] < shape.width:
@@ -203,7 +203,7 @@ class ExVideoLongSampler(io.ComfyNode):
         return io.NodeOutput({"samples": sampling.post_process(samples, normalize, contrast)}, float(fps))
 
 
-def _check(mode: str, loop: bool, total: int, length: int, reach: int | None, token_from: str) -> None:
+def _check(model: Any, reach: int | None, mode: str, loop: bool, total: int, length: int, token_from: str) -> None:
     """What can be refused before any work."""
     if mode not in MODES:
         raise ExVideoError(f"There is no mode {mode}: choose {' or '.join(MODES)}.")
@@ -211,10 +211,16 @@ def _check(mode: str, loop: bool, total: int, length: int, reach: int | None, to
         raise ExVideoError(f"There is no token_from {token_from}: choose {' or '.join(TOKENS)}.")
     if loop and mode != "windows":
         raise ExVideoError("A loop is made in windows mode, where the last frames are sampled with the first: set it.")
-    if mode == "windows" and reach is None and (loop or total > length):
+    windows = mode == "windows" and (loop or total > length)
+    if windows and reach is None:
         raise ExVideoError(
             "Windows need a model with an ExVideo extension, and the connected one is SVD alone: choose one in Load "
             "SVD + ExVideo, connect Apply ExVideo, or set mode to chain."
+        )
+    if windows and host.has_easy_cache(model):
+        raise ExVideoError(
+            "EasyCache skips single passes, and would mix up the windows of the clip: connect LazyCache in its place, "
+            "which skips whole steps, or set mode to chain."
         )
     frames = min(length, total)
     if reach is not None and frames > reach:

@@ -3,7 +3,7 @@
 from .checkpoint import load_svd
 from .decoder import frame_decoder
 from .diagnosis import add_folders_as_at_start, diagnose
-from .drifting import extension_length, with_drifting_windows
+from .drifting import extension_length, has_easy_cache, with_drifting_windows
 from .files import (
     MODEL_FOLDER,
     Destination,
@@ -45,6 +45,7 @@ __all__ = [
     "extension_length",
     "frame_decoder",
     "graph_metadata",
+    "has_easy_cache",
     "input_folder",
     "interpolation_socket",
     "interruptible",

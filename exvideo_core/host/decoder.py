@@ -13,6 +13,7 @@ from comfy.ldm.modules.temporal_ae import VideoDecoder
 from ..budget import BUDGETS, CPU_BUDGET, Decoding, plan_decoding, smaller_decoding
 from ..chunked import decode
 from ..decode import Decoder, decode_tiles
+from ..types import LATENT_CHANNELS, ExVideoError
 from .memory import OUT_OF_MEMORY, work
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,16 @@ def frame_decoder(vae: Any, latents: torch.Tensor, window: int) -> Decoder:
     """A decoder of windows of this clip: latents [n, 4, h, w] → unclipped frames [n, H, W, 3] of the VAE's scale.
 
     SVD's own decoder works in chunks, with the same result; any other as the host has it.
+
+    Raises:
+        ExVideoError: the autoencoder is of latents of another kind.
     """
+    channels, dimensions = vae.latent_channels, vae.latent_dim
+    if (channels, dimensions) != (LATENT_CHANNELS, 2):
+        raise ExVideoError(
+            f"SVD's autoencoder takes latents of {LATENT_CHANNELS} channels and 2 dimensions, but the connected VAE "
+            f"takes {channels} and {dimensions}: connect the VAE of the SVD checkpoint."
+        )
     frames = min(window, len(latents))
     decoder = getattr(vae.first_stage_model, "decoder", None)
     if not isinstance(decoder, VideoDecoder) or decoder.time_mode != "conv-only":

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import comfy.samplers
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from ..layers import PositionLayers
 from ..plan import drifting_windows, window_rows, window_weights
@@ -69,6 +70,12 @@ def with_drifting_windows(model: Any, *settings: Any) -> Any:
     clone = model.clone()
     clone.set_model_sampler_calc_cond_batch_function(Drifting(*settings))
     return clone
+
+
+def has_easy_cache(model: Any) -> bool:
+    """Whether EasyCache is on a MODEL. It decides by one pass of the UNet whether to skip a step, and gives the next
+    pass what it kept of that one; with windows, these are two windows of the clip."""
+    return "easycache" in model.wrappers.get(WrappersMP.CALC_COND_BATCH, {})
 
 
 def extension_length(model: Any) -> int | None:

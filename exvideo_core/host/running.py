@@ -144,6 +144,11 @@ def sample_euler(
             "image encoder of the SVD checkpoint at ExVideo Image to Video."
         )
     if guidance is not None:
+        if "sampler_cfg_function" in model.model_options:
+            log.warning(
+                "ExVideo guides from min_cfg to max_cfg, in the place of the guidance that another node has put on the "
+                "model (RescaleCFG, say): set both to one number to keep that."
+            )
         model = model.clone()
         # With a cfg of 1 the host would skip the unconditional pass, which the guidance of other frames needs.
         model.set_model_sampler_cfg_function(guidance, disable_cfg1_optimization=True)
@@ -162,4 +167,9 @@ def sample_euler(
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
+    if not samples.isfinite().all():
+        log.warning(
+            "ExVideo sampled numbers that are no longer finite (NaN), and the video will be black: lower the guidance "
+            "and the strengths of extension and LoRAs, or start ComfyUI with --fp32-unet."
+        )
     return samples.to(comfy.model_management.intermediate_device())

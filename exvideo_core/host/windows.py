@@ -9,6 +9,7 @@ import torch
 
 from ..layers import FRAME_NUMBERS, PositionLayers
 from ..plan import window_positions
+from ..unet import attention_is_patched
 
 
 def one_noise_level(executor: Any, x: Any, timestep: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
@@ -56,8 +57,13 @@ def window_conditions(
 def _apart(
     positions: PositionLayers, rows: Sequence[int], executor: Any, model: Any, conds: Any, *args: Any
 ) -> list[torch.Tensor]:
-    """One prediction after the other: together they would take twice the memory, and a long clip gains no time."""
-    if positions.change_nothing_on(rows):
+    """One prediction after the other: together they would take twice the memory, and a long clip gains no time.
+
+    Where others have put something into the host's attention, the host decides: it may look from one prediction to
+    the other, as NAG does.
+    """
+    _, _, options, *_ = args
+    if positions.change_nothing_on(rows) or attention_is_patched(options.get("transformer_options", {})):
         return executor(model, conds, *args)
     # Each keeps its place in the list, by which patches tell the conditional one from the other.
     return [

@@ -197,6 +197,23 @@ def test_a_control_net_acts_as_on_the_base(model, new, extension, conditions, ru
     assert not torch.allclose(sample(extended, control=True), sample(extended, control=False))
 
 
+def test_a_patch_in_the_attention_may_look_from_one_prediction_to_the_other(model, extension, conditions, run):
+    """As NAG does on newer hosts, which does nothing where it is not shown both."""
+    seen = []
+
+    def note(out, options):
+        seen.append(options["cond_or_uncond"])
+        return out
+
+    extended = host.apply_extension(model, extension)
+    (plain,) = run("ExVideoSampler", model=extended, **conditions, steps=1)
+    patched = extended.clone()
+    patched.set_model_attn1_output_patch(note)
+    (same,) = run("ExVideoSampler", model=patched, **conditions, steps=1)
+    assert {tuple(sorted(both)) for both in seen} == {(0, 1)}
+    torch.testing.assert_close(same["samples"], plain["samples"], rtol=1e-3, atol=1e-3)
+
+
 # --- sampling ------------------------------------------------------------------------------------------------
 
 

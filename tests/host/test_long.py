@@ -3,6 +3,7 @@
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_easycache import EasyCacheNode
 from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.budget import plan_pass
 from exvideo_pack.exvideo_core.types import ExVideoError
@@ -333,6 +334,17 @@ def test_bad_input_is_told_before_any_sampling(long, extended, runs, inputs, tol
         long(**{"total_frames": 14, **inputs})
     assert extended[1]["passes"] == 0
     assert not runs.exists()
+
+
+def test_easy_cache_is_for_passes_that_are_whole_steps(long, extended):
+    model, counted = extended
+    cached = EasyCacheNode.execute(model, 0.9, 0.0, 1.0, False).args[0]
+    for inputs in ({"total_frames": 14}, {"total_frames": 6, "loop": True}):
+        with pytest.raises(ExVideoError, match="EasyCache skips single passes"):
+            long(model=cached, mode="windows", **inputs)
+    assert counted["passes"] == 0
+    assert long(model=cached, mode="windows", total_frames=6).isfinite().all()
+    assert long(model=cached, total_frames=14).isfinite().all()
 
 
 def test_windows_need_an_extension(run, loaded, picture):

@@ -212,6 +212,27 @@ def test_guidance_per_frame_is_the_hosts(model, conditions, run):
     assert not torch.allclose(falling[0], alone[0])
 
 
+def test_another_nodes_guidance_that_is_replaced_is_told(model, conditions, run, caplog):
+    positive, negative, latent, _ = conditions
+    guided = model.clone()
+    guided.set_model_sampler_cfg_function(lambda args: args["uncond"] + 1.5 * (args["cond"] - args["uncond"]))
+    inputs = {"positive": positive, "negative": negative, "latent": latent, "steps": 1}
+    (kept,) = run("ExVideoSampler", model=guided, **inputs)
+    (plain,) = run("ExVideoSampler", model=model, **inputs, min_cfg=1.5, max_cfg=1.5)
+    torch.testing.assert_close(kept["samples"], plain["samples"], rtol=1e-2, atol=1e-2)
+    assert "guidance" not in caplog.text
+    run("ExVideoSampler", model=guided, **inputs, min_cfg=1.0, max_cfg=3.0)
+    assert "in the place of the guidance that another node has put on the model" in caplog.text
+
+
+def test_numbers_that_are_no_longer_finite_are_told(model, conditions, run, caplog):
+    positive, negative, latent, _ = conditions
+    overflowing = model.clone()
+    overflowing.set_model_sampler_post_cfg_function(lambda args: args["denoised"].half() * 1e6)
+    run("ExVideoSampler", model=overflowing, positive=positive, negative=negative, latent=latent, steps=1)
+    assert "no longer finite (NaN), and the video will be black" in caplog.text
+
+
 def test_masked_frames_stay(model, conditions, run):
     positive, negative, latent, _ = conditions
     pinned = torch.randn(6, 4, 8, 8)
@@ -313,3 +334,16 @@ def test_a_files_name_may_hold_the_time(monkeypatch, tmp_path):
         with host.output_file("%date:yyyy-MM%/%date:dd% at %date:h.mm.ss, yy/M/d% %year% %width%", ".mp4", 64) as to:
             to.partial.touch()
         assert (tmp_path / "2031-04" / "05 at 16.07.08, 31" / "4" / f"5 2031 64_0000{number}_.mp4").exists()
+
+
+@pytest.mark.parametrize("node", ["ExVideoDecode", "ExVideoRender"])
+def test_decode_refuses_other_autoencoders(run, node):
+    import comfy.ldm.wan.vae
+    import comfy.sd
+    import comfy.taesd.taesd
+
+    pictures = comfy.taesd.taesd.TAESD(latent_channels=16).state_dict()
+    videos = comfy.ldm.wan.vae.WanVAE(dim=96, z_dim=16, temperal_downsample=[False, True, True]).state_dict()
+    for weights, told in [(pictures, "takes 16 and 2"), (videos, "takes 16 and 3")]:
+        with pytest.raises(ExVideoError, match=told):
+            run(node, samples={"samples": torch.zeros(2, 4, 8, 8)}, vae=comfy.sd.VAE(sd=weights))
