@@ -52,7 +52,13 @@ def register_model_folder() -> None:
 
 
 def model_names(folder: str) -> list[str]:
-    return folder_paths.get_filename_list(folder)
+    """The files in a model folder of the host, by their names from there."""
+    try:
+        return folder_paths.get_filename_list(folder)
+    except FileNotFoundError:
+        # The host looks at folders that it remembers; one in the output folder may have been tidied away.
+        folder_paths.filename_list_cache.pop(folder, None)
+        return folder_paths.get_filename_list(folder)
 
 
 def model_path(folder: str, name: str) -> Path:

@@ -1,6 +1,7 @@
 """The nodes as the host runs them, with the host's own beside and between."""
 
 import json
+import shutil
 import sys
 import time
 
@@ -323,6 +324,24 @@ def test_the_sampler_refuses_an_empty_clip(model, conditions, run):
 def test_decode_refuses_other_latents(loaded, run):
     with pytest.raises(ExVideoError, match=r"got \[1, 16, 8, 8\]"):
         run("ExVideoDecode", samples={"samples": torch.zeros(1, 16, 8, 8)}, vae=loaded[2])
+
+
+def test_a_folder_of_extensions_may_be_tidied_away(nodes, tmp_path):
+    """As the one in the output folder, while the host runs and remembers it."""
+    import folder_paths
+
+    folder = tmp_path / "exvideo"
+    folder.mkdir()
+    (folder / "mine.safetensors").touch()
+    paths, suffixes = folder_paths.folder_names_and_paths["exvideo"]
+    folder_paths.folder_names_and_paths["exvideo"] = ([*paths, str(folder)], suffixes)
+    try:
+        assert "mine.safetensors" in host.model_names("exvideo")
+        shutil.rmtree(folder)
+        assert "mine.safetensors" not in host.model_names("exvideo")
+        nodes["ExVideoLoader"].GET_SCHEMA()
+    finally:
+        folder_paths.folder_names_and_paths["exvideo"] = (paths, suffixes)
 
 
 def test_a_files_name_may_hold_the_time(monkeypatch, tmp_path):
