@@ -180,6 +180,7 @@ def run_folder(name: str) -> tuple[Path, str]:
         ExVideoError: a name that leads out of there.
     """
     output = Path(folder_paths.get_output_directory()).resolve()
+    # No path holds a NUL, so none with one can be looked up.
     folder = output if "\0" in name else (output / MODEL_FOLDER / name).resolve()
     if output / MODEL_FOLDER not in folder.parents:
         raise ExVideoError(
