@@ -20,10 +20,11 @@ def decode_windows(
     overlap: int = 4,
     on_window: Callable[[int, int], None] = lambda done, total: None,
     loop: bool = False,
+    centred: bool = False,
 ) -> torch.Tensor:
     """Decode a whole clip: the frames of `decoded_frames` in one tensor, float32 [T, H, W, 3]."""
     clip: torch.Tensor | None = None
-    for number, frame in enumerate(decoded_frames(latents, decode, window, overlap, on_window, loop)):
+    for number, frame in enumerate(decoded_frames(latents, decode, window, overlap, on_window, loop, centred)):
         if clip is None:
             clip = frame.new_empty(len(latents), *frame.shape)
         clip[number] = frame
@@ -38,11 +39,12 @@ def decoded_frames(
     overlap: int = 4,
     on_window: Callable[[int, int], None] = lambda done, total: None,
     loop: bool = False,
+    centred: bool = False,
 ) -> Iterator[torch.Tensor]:
     """Decode a clip window by window; a frame in several windows is their weighted mean.
 
     The decoder's temporal layers see only a window, so frames near its edges are less sure of themselves:
-    they count less (see `plan.blend_weights`). The result depends on window and overlap alone.
+    they count less. The result depends on window, overlap and ramp alone.
 
     Args:
         latents: [T, 4, h, w].
@@ -50,6 +52,8 @@ def decoded_frames(
         window, overlap: in frames; as the ExVideo reference, 8 and 4.
         on_window: told (windows done, windows in all) after each.
         loop: whether the first frame follows on the last.
+        centred: which ramp they count by, see `plan.blend_weights`: the reference's, or one that counts a window's
+            outermost frames less still, whose errors are the largest.
 
     Yields:
         float32 [H, W, 3], where `decode` put it, T times: each as soon as no later window has a part in it.
@@ -62,24 +66,25 @@ def decoded_frames(
     if loop:
         # A window more at either end, of what comes before and after, and dropped again.
         around = latents[[i % frames for i in range(-window, frames + window)]]
-        yield from itertools.islice(decoded_frames(around, decode, window, overlap, on_window), window, window + frames)
+        decoded = decoded_frames(around, decode, window, overlap, on_window, centred=centred)
+        yield from itertools.islice(decoded, window, window + frames)
         return
     totals = [0] * frames
     for w in windows:
-        for i, weight in enumerate(blend_weights(w, frames)):
+        for i, weight in enumerate(blend_weights(w, frames, centred)):
             totals[w.start + i] += weight
 
     waiting: list[torch.Tensor] = []  # frames from `first` on that a later window has a part in
     first = 0
     ends = [w.start for w in windows[1:]] + [frames]
     for done, (w, end) in enumerate(zip(windows, ends, strict=True), start=1):
-        decoded = decode(latents[w.start : w.stop]).float()
-        for i, weight in enumerate(blend_weights(w, frames)):
+        part = decode(latents[w.start : w.stop]).float()
+        for i, weight in enumerate(blend_weights(w, frames, centred)):
             at = w.start + i - first
             if at == len(waiting):
-                waiting.append(torch.zeros_like(decoded[i]))
-            waiting[at].add_(decoded[i], alpha=weight / totals[w.start + i])
-        del decoded
+                waiting.append(torch.zeros_like(part[i]))
+            waiting[at].add_(part[i], alpha=weight / totals[w.start + i])
+        del part
         on_window(done, len(windows))
         while first < end:
             yield waiting.pop(0)

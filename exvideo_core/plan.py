@@ -44,15 +44,23 @@ def overlapped_windows(frames: int, window: int, overlap: int) -> list[Window]:
     return [Window(start, min(start + window, frames)) for start in starts]
 
 
-def blend_weights(window: Window, frames: int) -> list[int]:
+def blend_weights(window: Window, frames: int, centred: bool = False) -> list[int]:
     """How much each frame of a window counts against its neighbours': a ramp up, a ramp down.
 
     At an end of the clip, where no neighbour follows, the ramp is left out. Weights are whole numbers ≥ 1;
     the caller divides by their sum over all windows.
+
+    Args:
+        window: one of `overlapped_windows`.
+        frames: length of the clip.
+        centred: a ramp of 1, 3, 5, …, which begins at the edge of the window, half a frame before its first; else one
+            of 1, 2, 3, …, as the ExVideo reference, which begins a whole frame before. Where 4 frames are shared, the
+            first counts 1/8 or 1/5.
     """
     n = window.frames
-    rising = [n] * n if window.start == 0 else list(range(1, n + 1))
-    falling = [n] * n if window.stop == frames else list(range(n, 0, -1))
+    ramp = [2 * i + 1 if centred else i + 1 for i in range(n)]
+    rising = ramp[-1:] * n if window.start == 0 else ramp
+    falling = ramp[-1:] * n if window.stop == frames else ramp[::-1]
     return [min(up, down) for up, down in zip(rising, falling, strict=True)]
 
 

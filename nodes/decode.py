@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..exvideo_core import host
 from ..exvideo_core.decode import decode_windows
 from ..exvideo_core.types import clip_latents
-from .schema import loop_input, overlap_input, schema, window_input
+from .schema import centred_blend_input, loop_input, overlap_input, schema, window_input
 
 
 class ExVideoDecode(io.ComfyNode):
@@ -26,17 +26,24 @@ class ExVideoDecode(io.ComfyNode):
                 window_input(),
                 overlap_input(),
                 loop_input(),
+                centred_blend_input(),
             ],
             outputs=[io.Image.Output("images", display_name="IMAGE")],
         )
 
     @classmethod
     def execute(
-        cls, samples: dict[str, Any], vae: Any, window: int = 8, overlap: int = 4, loop: bool = False
+        cls,
+        samples: dict[str, Any],
+        vae: Any,
+        window: int = 8,
+        overlap: int = 4,
+        loop: bool = False,
+        centred_blend: bool = False,
     ) -> io.NodeOutput:
         latents = clip_latents(samples)
         decode = host.frame_decoder(vae, latents, window)
-        frames = decode_windows(latents, decode, window, overlap, host.progress(), loop)
+        frames = decode_windows(latents, decode, window, overlap, host.progress(), loop, centred_blend)
         # Clipping to the range of pixels comes after blending, or overlapped windows would not blend exactly. One by
         # one, for the host makes copies, and of a long clip there is room for one.
         for number in range(len(frames)):

@@ -19,6 +19,7 @@ from .export import save
 from .schema import (
     advanced,
     audio_input,
+    centred_blend_input,
     crf_input,
     filename_input,
     format_input,
@@ -75,6 +76,7 @@ class ExVideoRender(io.ComfyNode):
                     f"fails: auto does it for more than {LONG} frames.",
                 ),
                 loop_input(),
+                centred_blend_input(),
             ],
             outputs=[],
         )
@@ -95,6 +97,7 @@ class ExVideoRender(io.ComfyNode):
         model: Any = None,
         keep_latents: str = "auto",
         loop: bool = False,
+        centred_blend: bool = False,
     ) -> io.NodeOutput:
         latents = clip_latents(samples)
         check_multiplier(multiplier)
@@ -106,7 +109,7 @@ class ExVideoRender(io.ComfyNode):
         decode = host.frame_decoder(vae, latents, window)
 
         def pixels() -> Iterator[torch.Tensor]:
-            for frame in decoded_frames(latents, decode, window, overlap, host.interruptible, loop):
+            for frame in decoded_frames(latents, decode, window, overlap, host.interruptible, loop, centred_blend):
                 # With a batch of one, since some autoencoders look at its dimensions.
                 yield vae.process_output(frame[None])[0]
 

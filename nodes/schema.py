@@ -103,6 +103,18 @@ def loop_input() -> Any:
     )
 
 
+def centred_blend_input() -> Any:
+    return advanced(
+        io.Boolean,
+        "centred_blend",
+        default=False,
+        # Not in the contract, so that clients who know only that may leave it out.
+        optional=True,
+        tooltip="The first and last frames of a window, which are off the most, count less than in the authors' blend: "
+        "less error where windows meet.",
+    )
+
+
 def filename_input() -> Any:
     return io.String.Input(
         "filename_prefix",

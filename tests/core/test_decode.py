@@ -13,16 +13,23 @@ def upscale(latents):
 
 @pytest.mark.parametrize("frames", [1, 3, 7, 8, 9, 12, 23, 40])
 @pytest.mark.parametrize(("window", "overlap"), [(8, 4), (8, 0), (1, 0), (8, 7), (16, 4)])
-def test_blending_changes_nothing_where_windows_agree(frames, window, overlap):
+@pytest.mark.parametrize("centred", [False, True])
+def test_blending_changes_nothing_where_windows_agree(frames, window, overlap, centred):
     latents = torch.randn(frames, 4, 2, 3)
-    torch.testing.assert_close(decode_windows(latents, upscale, window, overlap), upscale(latents))
+    decoded = decode_windows(latents, upscale, window, overlap, centred=centred)
+    torch.testing.assert_close(decoded, upscale(latents))
 
 
-def test_the_blend_is_linear():
+@pytest.mark.parametrize(("centred", "between"), [(False, [0.2, 0.4, 0.6, 0.8]), (True, [0.125, 0.375, 0.625, 0.875])])
+def test_the_blend_is_linear(centred, between):
     # A decoder that knows only which window it is in: frame 4 … 7 go from window 0 to window 1.
     calls = iter(range(2))
-    decoded = decode_windows(torch.zeros(12, 4, 1, 1), lambda x: torch.full((len(x), 1, 1, 3), float(next(calls))))
-    torch.testing.assert_close(decoded[:, 0, 0, 0], torch.tensor([0] * 4 + [0.2, 0.4, 0.6, 0.8] + [1] * 4).float())
+
+    def number(latents):
+        return torch.full((len(latents), 1, 1, 3), float(next(calls)))
+
+    decoded = decode_windows(torch.zeros(12, 4, 1, 1), number, centred=centred)
+    torch.testing.assert_close(decoded[:, 0, 0, 0], torch.tensor([0] * 4 + between + [1] * 4).float())
 
 
 def test_progress_counts_windows_and_may_stop():

@@ -38,6 +38,9 @@ def test_blend_weights_ramp_where_a_neighbour_follows():
     assert blend_weights(Window(0, 8), 20) == [8, 7, 6, 5, 4, 3, 2, 1]
     assert blend_weights(Window(12, 20), 20) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert blend_weights(Window(0, 3), 3) == [3, 3, 3]
+    assert blend_weights(Window(4, 12), 20, centred=True) == [1, 3, 5, 7, 7, 5, 3, 1]
+    assert blend_weights(Window(0, 8), 20, centred=True) == [15, 13, 11, 9, 7, 5, 3, 1]
+    assert blend_weights(Window(0, 3), 3, centred=True) == [5, 5, 5]
 
 
 @pytest.mark.parametrize(

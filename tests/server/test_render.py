@@ -52,17 +52,20 @@ def pictures(folder):
     return found
 
 
-def test_a_stream_is_frame_for_frame_what_three_nodes_make(client, graph, server):
-    prompt, key = graph(filename_prefix="three/nodes", format="png")
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_stream_is_frame_for_frame_what_three_nodes_make(client, graph, server, centred):
+    prompt, key = graph(filename_prefix=f"three/{centred}", format="png")
     decode, save = key["ExVideoDecode"], prompt[key["ExVideoSave"]]
+    prompt[decode]["inputs"]["centred_blend"] = centred
     fps = [key["ExVideoConditioning"], 3]
     between = {"images": [decode, 0], "multiplier": MULTIPLIER, "fps": fps}
     prompt["100"] = {"class_type": "ExVideoInterpolate", "inputs": between}
     save["inputs"] |= {"images": ["100", 0], "fps": ["100", 1]}
-    prompt["101"] = render(key, multiplier=MULTIPLIER, filename_prefix="one/stream", format="png")
+    to = {"filename_prefix": f"one/{centred}", "format": "png", "centred_blend": centred}
+    prompt["101"] = render(key, multiplier=MULTIPLIER, **to)
     history = run(client, prompt)
 
-    folders = [server.base / "output" / name for name in ("three/nodes_00001_", "one/stream_00001_")]
+    folders = [server.base / "output" / name for name in (f"three/{centred}_00001_", f"one/{centred}_00001_")]
     three, one = (pictures(folder) for folder in folders)
     assert len(three) == (FRAMES - 1) * MULTIPLIER + 1
     assert len(set(three)) >= FRAMES
@@ -71,7 +74,7 @@ def test_a_stream_is_frame_for_frame_what_three_nodes_make(client, graph, server
         assert (first.size, first.mode) == ((64, 72), "RGB")
     # The first picture stands for the folder; the node shows a small video.
     (saved,) = history["outputs"]["101"]["video"]
-    assert (saved["subfolder"], saved["filename"]) == ("one/stream_00001_", "frame_00001.png")
+    assert (saved["subfolder"], saved["filename"]) == (f"one/{centred}_00001_", "frame_00001.png")
     (shown,) = history["outputs"]["101"]["images"]
     assert shown["type"] == "temp"
     assert shown["filename"].endswith(".mp4")
