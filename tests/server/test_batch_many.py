@@ -11,7 +11,7 @@ from exvideo_core.batch.__main__ import main
 from exvideo_core.batch.manifest import MANIFEST
 from tests.server.test_batch import LONG, draw, frames, records, start, until, words
 
-COUNT = 6
+COUNT = 4
 
 
 @pytest.fixture
