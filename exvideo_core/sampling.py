@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from .types import ExVideoError
+
 Guidance = Callable[[Mapping[str, Any]], torch.Tensor]
 
 
-def latent_noise(latent: torch.Tensor, seed: int) -> torch.Tensor:
+def latent_noise(latent: torch.Tensor, seed: int, numbers: Sequence[int] | None = None) -> torch.Tensor:
     """Standard normal noise of the latent's shape, the same numbers as ComfyUI's for this seed.
 
     Drawn from a generator of its own: the global random state is neither read nor changed.
+
+    Args:
+        latent: [T, 4, H/8, W/8].
+        seed: of the generator.
+        numbers: for frames taken out of a longer clip, which they were there: they get the noise they had there. A
+            LATENT of ComfyUI says so by its `batch_index`.
+
+    Raises:
+        ExVideoError: there are not as many numbers as frames.
     """
-    return torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    if numbers is None:
+        return torch.randn(latent.shape, generator=generator, dtype=torch.float32)
+    if len(numbers) != len(latent):
+        raise ExVideoError(
+            f"The latents are {len(latent)} frames, and their batch_index has {len(numbers)} numbers: take the frames "
+            "anew out of the clip, by Latent From Batch."
+        )
+    frames = [torch.randn(latent.shape[1:], generator=generator, dtype=torch.float32) for _ in range(max(numbers) + 1)]
+    return torch.stack([frames[number] for number in numbers])
 
 
 def linear_guidance(min_cfg: float, max_cfg: float, first: int = 0, total: int | None = None) -> Guidance:

@@ -32,6 +32,8 @@ from .schema import (
 )
 
 KEEP = ("auto", "always", "never")
+MEANT = {True: "always", False: "never"}
+"""What programs mean that say it as a yes or no."""
 LONG = 200
 """Frames above which `auto` keeps the latents."""
 
@@ -82,6 +84,13 @@ class ExVideoRender(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, keep_latents: str | bool = "auto") -> bool | str:
+        try:
+            return bool(_kept(keep_latents))
+        except ExVideoError as error:
+            return str(error)
+
+    @classmethod
     def execute(
         cls,
         samples: dict[str, Any],
@@ -95,7 +104,7 @@ class ExVideoRender(io.ComfyNode):
         crf: int,
         audio: dict[str, Any] | None = None,
         model: Any = None,
-        keep_latents: str = "auto",
+        keep_latents: str | bool = "auto",
         loop: bool = False,
         centred_blend: bool = False,
     ) -> io.NodeOutput:
@@ -103,8 +112,7 @@ class ExVideoRender(io.ComfyNode):
         check_multiplier(multiplier)
         check_rate(fps * multiplier)
         format_named(format)
-        if keep_latents not in KEEP:
-            raise ExVideoError(f"There is no choice {keep_latents} of keep_latents: choose {', '.join(KEEP)}.")
+        keep_latents = _kept(keep_latents)
         overlapped_windows(len(latents), window, overlap)  # checks the numbers
         decode = host.frame_decoder(vae, latents, window)
 
@@ -122,6 +130,13 @@ class ExVideoRender(io.ComfyNode):
                 host.save_latents(latents, beside, cls.hidden.prompt, cls.hidden.extra_pnginfo)
 
         return save(frames, length, size, fps * multiplier, filename_prefix, format, crf, audio, cls.hidden, keep)
+
+
+def _kept(choice: str | bool) -> str:
+    meant = MEANT[choice] if isinstance(choice, bool) else choice
+    if meant not in KEEP:
+        raise ExVideoError(f"There is no choice {choice} of keep_latents: choose {', '.join(KEEP)}.")
+    return meant
 
 
 NODES = [ExVideoRender]

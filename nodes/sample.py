@@ -138,7 +138,7 @@ class ExVideoSampler(io.ComfyNode):
         contrast: float,
     ) -> io.NodeOutput:
         host.require_svd(model)
-        noise = sampling.latent_noise(clip_latents(latent), seed)
+        noise = sampling.latent_noise(clip_latents(latent), seed, latent.get("batch_index"))
         guidance = None if min_cfg == max_cfg else sampling.linear_guidance(min_cfg, max_cfg)
         start, sigmas = before_contrast(latent, contrast), schedule.sigmas(steps, denoise)
         samples = host.sample_euler(model, positive, negative, noise, start, sigmas, max_cfg, guidance, seed)

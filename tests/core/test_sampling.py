@@ -1,6 +1,8 @@
+import pytest
 import torch
 
 from exvideo_core.sampling import latent_noise, linear_guidance, post_process
+from exvideo_core.types import ExVideoError
 
 
 def test_noise_is_the_hosts_and_leaves_the_global_state_alone():
@@ -9,6 +11,13 @@ def test_noise_is_the_hosts_and_leaves_the_global_state_alone():
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(7)
     assert torch.equal(noise, torch.randn(3, 4, 2, 2))
+
+
+def test_frames_of_a_longer_clip_keep_their_noise():
+    whole = latent_noise(torch.zeros(6, 4, 2, 2), 7)
+    assert torch.equal(latent_noise(torch.zeros(3, 4, 2, 2), 7, [5, 2, 2]), whole[[5, 2, 2]])
+    with pytest.raises(ExVideoError, match="are 3 frames, and their batch_index has 2 numbers"):
+        latent_noise(torch.zeros(3, 4, 2, 2), 7, [5, 2])
 
 
 def test_guidance_grows_from_the_first_frame_to_the_last():

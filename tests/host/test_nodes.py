@@ -41,12 +41,12 @@ EXPECTED = {
         ],
         ["LATENT", "FLOAT"],
     ),
-    "ExVideoDecode": (["samples", "vae", "window", "overlap", "loop"], ["IMAGE"]),
+    "ExVideoDecode": (["samples", "vae", "window", "overlap", "loop", "centred_blend"], ["IMAGE"]),
     "ExVideoInterpolate": (["images", "multiplier", "fps", *MODEL, "loop"], ["IMAGE", "FLOAT"]),
     "ExVideoRender": (
         [
             "samples", "vae", "fps", "multiplier", "window", "overlap", "filename_prefix", "format", "crf", "audio",
-            *MODEL, "keep_latents", "loop",
+            *MODEL, "keep_latents", "loop", "centred_blend",
         ],
         [],
     ),
@@ -192,6 +192,17 @@ def test_the_sampler_is_the_hosts(model, conditions, run):
     positive, negative, latent, _ = conditions
     theirs = host_nodes.common_ksampler(model, 5, 3, 2.0, "euler", "karras", positive, negative, latent)[0]["samples"]
     inputs = {"model": model, "positive": positive, "negative": negative, "latent": latent}
+    ours = run("ExVideoSampler", **inputs, seed=5, steps=3, normalize=False, contrast=1.0)[0]["samples"]
+    assert (ours - theirs).norm() / theirs.norm() < 1e-3
+
+
+def test_frames_taken_out_of_a_clip_are_sampled_as_by_the_host(model, conditions, run):
+    """They get the noise that they had there, with ours as with KSampler."""
+    host_nodes = sys.modules.get("nodes") or __import__("nodes")
+    positive, negative, latent, _ = conditions
+    (part,) = host_nodes.LatentFromBatch().frombatch(latent, 2, 3)
+    theirs = host_nodes.common_ksampler(model, 5, 3, 2.0, "euler", "karras", positive, negative, part)[0]["samples"]
+    inputs = {"model": model, "positive": positive, "negative": negative, "latent": part}
     ours = run("ExVideoSampler", **inputs, seed=5, steps=3, normalize=False, contrast=1.0)[0]["samples"]
     assert (ours - theirs).norm() / theirs.norm() < 1e-3
 

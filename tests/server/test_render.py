@@ -106,6 +106,11 @@ def test_latents_are_kept_first_and_can_be_rendered_later(client, graph, server)
     kept = output / "clip_00001_.latent"
     assert load_file(kept)["latent_tensor"].shape == (FRAMES, 4, 9, 8)
 
+    # A program may say yes where a person says always.
+    prompt["100"] = render(key, filename_prefix="kept/yes", keep_latents=True)
+    run(client, prompt)
+    assert (output / "yes_00001_.latent").is_file()
+
     # As the README says: into the input folder, then the host's own Load Latent.
     shutil.copy(kept, server.base / "input")
     loader = prompt[key["ExVideoCheckpointLoader"]]
