@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -19,6 +21,8 @@ from .types import ExVideoError
 
 _PATIENCE = 0.2
 """Seconds between looks at an encoder that is finishing."""
+_ENOUGH = 1000
+"""Bytes of what ffmpeg says that are told: the first, which are the cause. What follows is how its parts end."""
 
 
 class Audio(NamedTuple):
@@ -93,6 +97,8 @@ def save_video(
         if preview is not None:
             command += ["-map", "0:v", *PREVIEW, str(preview)]
         count = _encode(command, (_raw(frame, height, width) for frame in itertools.chain([first], source)), waiting)
+    if not (any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size):
+        raise does_not_run("saved", ValueError(f"{command[0]} wrote nothing"))
     if metadata and kind.texts is not None:
         try:
             kind.texts(path, metadata, waiting)
@@ -105,6 +111,12 @@ def check_rate(fps: float) -> None:
     """Raise ExVideoError unless a video can play at so many frames a second."""
     if not 0.01 <= fps <= 1000:
         raise ExVideoError(f"A video plays at 0.01 to 1000 frames a second, got fps = {fps}.")
+
+
+def check_crf(crf: int) -> None:
+    """Raise ExVideoError unless there is such a quality; the host checks no number that comes through a link."""
+    if not 0 <= crf <= 51:
+        raise ExVideoError(f"The quality of a video is 0 to 51, of which 0 is the best; got crf = {crf}.")
 
 
 def _raw(frame: torch.Tensor, height: int, width: int) -> memoryview:
@@ -129,53 +141,74 @@ def _carried(audio: Audio, channels: int) -> Audio:
 
 def _encode(command: list[str], frames: Iterator[memoryview], waiting: Callable[[], None]) -> int:
     """Feed an encoder; whatever happens, it is gone when this returns. Returns the number of frames."""
-    count = 0
-    with tempfile.TemporaryFile() as log:
-        try:
-            encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log)
-        except OSError as error:
-            raise does_not_run("saved", error) from error
-        assert encoder.stdin is not None
-        try:
-            for frame in frames:
-                try:
-                    encoder.stdin.write(frame)
-                    count += 1
-                except OSError:  # the encoder ended early, of a full disk, say: its own message tells
-                    break
-            with suppress(OSError):
-                encoder.stdin.close()
-            while encoder.poll() is None:  # palettes, say, are made only now
-                waiting()
-                with suppress(subprocess.TimeoutExpired):
-                    encoder.wait(_PATIENCE)
-            failed = encoder.returncode != 0
-        finally:
-            if encoder.poll() is None:
-                encoder.kill()
-                encoder.wait()
-            with suppress(OSError):
-                encoder.stdin.close()
-        if failed:
-            raise ExVideoError(f"The video could not be encoded. ffmpeg says: {_beginning(log)}")
+    count, said = 0, bytearray()
+    # Without its greeting, which the AV1 encoder would write before whatever is wrong.
+    quiet = {**os.environ, "SVT_LOG": "1"}
+    try:
+        encoder = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=quiet
+        )
+    except OSError as error:
+        raise does_not_run("saved", error) from error
+    assert encoder.stdin is not None
+    assert encoder.stderr is not None
+    # Not into a file: of a full disk, it could not tell.
+    listener = threading.Thread(target=_listen, args=(encoder.stderr, said), daemon=True)
+    listener.start()
+    try:
+        for frame in frames:
+            try:
+                encoder.stdin.write(frame)
+                count += 1
+            except OSError:  # the encoder ended early, of a full disk, say: its own message tells
+                break
+        with suppress(OSError):
+            encoder.stdin.close()
+        while encoder.poll() is None:  # palettes, say, are made only now
+            waiting()
+            with suppress(subprocess.TimeoutExpired):
+                encoder.wait(_PATIENCE)
+        failed = encoder.returncode != 0
+    finally:
+        if encoder.poll() is None:
+            encoder.kill()
+            encoder.wait()
+        with suppress(OSError):
+            encoder.stdin.close()
+        listener.join()
+        encoder.stderr.close()
+    if failed:
+        message = said.decode(errors="replace").strip() or f"nothing, and ended with status {encoder.returncode}"
+        raise ExVideoError(f"The video could not be encoded. ffmpeg says: {message}")
     return count
 
 
-def _beginning(log: IO[bytes]) -> str:
-    """What ffmpeg said first, which is the cause: what follows is how its parts end."""
-    log.seek(0)
-    return log.read().decode(errors="replace").strip()[:1000] or "nothing"
+def _listen(stderr: IO[bytes], said: bytearray) -> None:
+    """Keep the beginning of what a process says, and let it say the rest."""
+    while part := stderr.read(1 if len(said) < _ENOUGH else 4096):
+        said += part[: max(_ENOUGH - len(said), 0)]
 
 
 @contextmanager
 def _scratch(texts: str, audio: Audio | None) -> Iterator[tuple[Path, Path]]:
-    """Files that ffmpeg reads beside the frames. A command line would be too short for a big workflow."""
-    with tempfile.TemporaryDirectory(prefix="exvideo-") as name:
-        metadata, sound = Path(name, "metadata.txt"), Path(name, "sound.f32")
-        metadata.write_text(texts, encoding="utf-8")
-        if audio is not None:
-            samples = audio.waveform.movedim(0, -1).cpu().contiguous().numpy()
-            sound.write_bytes(samples.astype("<f4").tobytes())
+    """Files that ffmpeg reads beside the frames. A command line would be too short for a big workflow.
+
+    Raises:
+        ExVideoError: they cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="exvideo-"))
+            metadata, sound = Path(name, "metadata.txt"), Path(name, "sound.f32")
+            metadata.write_text(texts, encoding="utf-8")
+            if audio is not None:
+                samples = audio.waveform.movedim(0, -1).cpu().contiguous().numpy()
+                sound.write_bytes(samples.astype("<f4").tobytes())
+        except OSError as error:
+            raise ExVideoError(
+                f"What goes into the video cannot be put down in the system's folder for temporary files ({error}): "
+                "free some space there, or let the environment variable TMPDIR name another folder."
+            ) from error
         yield metadata, sound
 
 

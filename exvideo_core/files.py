@@ -105,8 +105,9 @@ def checksum(tensor: torch.Tensor) -> str:
 @contextmanager
 def whole_or_nothing(path: Path) -> Iterator[Path]:
     """Give a name to write to, which becomes `path` at the end, or vanishes when anything goes wrong."""
-    # In the same folder, so that the rename is atomic; hidden, and nobody else's.
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    # In the same folder, so that the rename is atomic; hidden, nobody else's, and short, whatever the name.
+    own = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    partial = path.with_name(f".{own}.{os.getpid()}.part{path.suffix}")
     try:
         yield partial
         # A power cut must not leave the name without the content.

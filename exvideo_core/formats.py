@@ -139,9 +139,9 @@ def encodable_formats() -> list[str]:
 
 
 def offered_formats() -> list[str]:
-    """The names of the formats that the installed ffmpeg can make; of all, where there is no ffmpeg to ask."""
+    """The names of the formats that the installed ffmpeg can make; of all, where there is none that can make any."""
     try:
-        return encodable_formats()
+        return encodable_formats() or list(FORMATS)
     except ExVideoError:
         return list(FORMATS)  # saving will say what is wrong
 
@@ -168,5 +168,6 @@ def does_not_run(doing: str, error: Exception) -> ExVideoError:
 
 @cache
 def _encoders() -> set[str]:
-    said = subprocess.run([ffmpeg(), "-hide_banner", "-encoders"], capture_output=True, text=True, timeout=20)
+    command = [ffmpeg(), "-hide_banner", "-encoders"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     return {words[1] for words in map(str.split, said.stdout.splitlines()) if len(words) > 1}

@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..exvideo_core import host
-from ..exvideo_core.export import Audio, check_rate, save_video
+from ..exvideo_core.export import Audio, check_crf, check_rate, save_video
 from ..exvideo_core.formats import format_named
 from ..exvideo_core.types import ExVideoError
 from .schema import audio_input, crf_input, filename_input, format_input, fps_input, schema
@@ -71,6 +71,7 @@ def save(
     """
     kind = format_named(format)
     check_rate(fps)
+    check_crf(crf)
     update = host.progress()
 
     def counted() -> Iterable[torch.Tensor]:
@@ -79,7 +80,7 @@ def save(
             yield frame
 
     height, width = size
-    with host.output_file(filename_prefix, kind.suffix, width, height) as to:
+    with host.output_file(filename_prefix, kind.suffix, width, height, hidden.prompt) as to:
         before(to)
         preview = None if kind.shown else host.preview_file(to)
         save_video(

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..exvideo_core import host
 from ..exvideo_core.decode import decoded_frames
-from ..exvideo_core.export import check_rate
+from ..exvideo_core.export import check_crf, check_rate
 from ..exvideo_core.formats import format_named
 from ..exvideo_core.interpolate import MAX_MULTIPLIER, check_multiplier, interpolate, interpolated_length
 from ..exvideo_core.plan import overlapped_windows
@@ -84,9 +84,9 @@ class ExVideoRender(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, keep_latents: str | bool = "auto") -> bool | str:
+    def validate_inputs(cls, keep_latents: str | bool | None = None) -> bool | str:
         try:
-            return bool(_kept(keep_latents))
+            return keep_latents is None or bool(_kept(keep_latents))  # None: it is linked, and not known yet
         except ExVideoError as error:
             return str(error)
 
@@ -111,10 +111,12 @@ class ExVideoRender(io.ComfyNode):
         latents = clip_latents(samples)
         check_multiplier(multiplier)
         check_rate(fps * multiplier)
+        check_crf(crf)
         format_named(format)
         keep_latents = _kept(keep_latents)
         overlapped_windows(len(latents), window, overlap)  # checks the numbers
-        decode = host.frame_decoder(vae, latents, window)
+        # In a loop, a window may go round more than once.
+        decode = host.frame_decoder(vae, latents, window if loop else min(window, len(latents)))
 
         def pixels() -> Iterator[torch.Tensor]:
             for frame in decoded_frames(latents, decode, window, overlap, host.interruptible, loop, centred_blend):

@@ -49,7 +49,7 @@ class ExVideoSaveExtension(io.ComfyNode):
         if precision not in PRECISIONS:
             raise ExVideoError(f"There is no precision {precision}: choose {', '.join(PRECISIONS)}.")
         graph = host.graph_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        with host.output_file(filename_prefix, ".safetensors") as to:
+        with host.output_file(filename_prefix, ".safetensors", prompt=cls.hidden.prompt) as to:
             write_extension(exvideo, to.partial, PRECISIONS[precision], graph)
         return io.NodeOutput(ui=ui.PreviewText(f"{to.subfolder}/{to.name}"))
 

@@ -120,7 +120,7 @@ def filename_input() -> Any:
         "filename_prefix",
         default="video/ExVideo",
         tooltip="Subfolder and beginning of the name in the output folder; a number is added. "
-        "%date:yyyy-MM-dd% and the host's other patterns work.",
+        "%date:yyyy-MM-dd%, %ExVideoSampler.seed% and the like are filled in.",
     )
 
 

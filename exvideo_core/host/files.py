@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.model_management
@@ -19,12 +17,10 @@ import torch
 from comfy.cli_args import args as host_arguments
 
 from ..files import claimed, save_tensors
+from ..names import file_prefix
 from ..types import ExVideoError
 
 MODEL_FOLDER = "exvideo"
-_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
-"""What Windows takes for devices, with any ending."""
-_DATE, _PARTS_OF_DATE = re.compile("%date:([^%]+)%"), re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
 OLDER_FOLDERS = ("diffsynth/ExVideo-SVD-128f-v1", "stable_video_diffusion")
 """Where the ExVideo packs before this one had users put the same file."""
 
@@ -79,8 +75,11 @@ class Destination(NamedTuple):
 
 
 @contextmanager
-def output_file(prefix: str, suffix: str, width: int = 0, height: int = 0) -> Iterator[Destination]:
-    """The next free numbered name in the output folder, by the host's naming, which may hold width and height.
+def output_file(
+    prefix: str, suffix: str, width: int = 0, height: int = 0, prompt: Mapping[str, Any] | None = None
+) -> Iterator[Destination]:
+    """The next free numbered name in the output folder, by the host's naming, which may hold width and height, and
+    with `names.file_prefix`'s patterns.
 
     What was written is there under that name when this ends, and not before; when it ends by an exception, nothing is.
 
@@ -91,7 +90,7 @@ def output_file(prefix: str, suffix: str, width: int = 0, height: int = 0) -> It
     output = folder_paths.get_output_directory()
     try:
         folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(
-            _plain(_dated(prefix)), output, width, height
+            file_prefix(prefix, prompt), output, width, height
         )
     except ExVideoError:
         raise
@@ -117,39 +116,6 @@ def preview_file(of: Destination) -> Path | None:
         log.warning("ExVideo shows nothing of %s in the node, for there is no place for a preview: %s", of.name, error)
         return None
     return preview
-
-
-def _dated(prefix: str) -> str:
-    """A prefix with the time now where it says so, as in %date:yyyy-MM-dd%.
-
-    The host's page fills that in, but for the host's own nodes alone, and the host itself never does.
-    """
-    now = time.localtime()
-    numbers = {"M": now.tm_mon, "d": now.tm_mday, "h": now.tm_hour, "m": now.tm_min, "s": now.tm_sec}
-
-    def written(part: re.Match[str]) -> str:
-        sign, width = part[0][0], len(part[0])
-        return f"{now.tm_year}"[-width:] if sign == "y" else f"{numbers[sign]:0{width}}"
-
-    return _DATE.sub(lambda date: _PARTS_OF_DATE.sub(written, date[1]), prefix)
-
-
-def _plain(prefix: str) -> str:
-    """A prefix that can be a file's name on every system.
-
-    Raises:
-        ExVideoError: one that cannot.
-    """
-    parts = [part.split(".")[0].strip().upper() for part in re.split(r"[/\\]", prefix)]
-    if not parts[-1] or any(ord(sign) < 32 for sign in prefix) or not _RESERVED.isdisjoint(parts):
-        raise ExVideoError(f"No file can be called {prefix!r} on every system: choose a name such as video/ExVideo.")
-    # Also one that leads back into the output folder, which the host takes: the page could not find its files.
-    if PureWindowsPath(prefix).anchor:
-        raise ExVideoError(
-            f"Nothing can be saved as {prefix!r}, a full path: choose a name within ComfyUI's output folder, such as "
-            "video/ExVideo."
-        )
-    return prefix
 
 
 def _first_line(error: Exception) -> str:

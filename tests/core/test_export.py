@@ -264,6 +264,21 @@ def test_an_ffmpeg_that_is_not_there_is_told(tmp_path, frames, monkeypatch):
         save(tmp_path, frames)
 
 
+@pytest.mark.parametrize(
+    ("script", "told"), [("exit 3", "nothing, and ended with status 3"), ("true", r"wrote nothing.*IMAGEIO_FFMPEG_EXE")]
+)
+@pytest.mark.parametrize("format", ["mp4-h264", "png"])
+def test_an_ffmpeg_that_does_nothing_is_told(tmp_path, frames, monkeypatch, script, told, format):
+    path = tmp_path / "ffmpeg"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(path))
+    monkeypatch.setattr(formats, "_encoders", formats._encoders.__wrapped__)
+    assert offered_formats() == list(FORMATS)
+    with pytest.raises(ExVideoError, match=told):
+        save(tmp_path, frames, format)
+
+
 def test_a_failing_encoder_says_why(tmp_path, frames, monkeypatch):
     broken = FORMATS["mp4-h264"]._replace(codec="no_such_encoder")
     monkeypatch.setattr(formats, "FORMATS", {**FORMATS, "mp4-h264": broken})

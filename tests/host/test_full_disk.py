@@ -14,7 +14,7 @@ MOUNT = 'mount -t tmpfs -o size={size} tmpfs "$1" && shift && exec "$@"'
 """A small disk, in a namespace of its own, so that it is gone when the process is."""
 
 SCRIPT = """
-import json, sys
+import json, sys, tempfile
 from pathlib import Path
 import torch
 from dev.inside import become_host, core, node_runner
@@ -34,8 +34,14 @@ def attempt(what, do):
     told[what] = [said, sorted(path.name for path in after if after[path] != before.get(path))]
 
 noise = torch.rand(4, 384, 384, 3)
-for kind in ("mp4-h264", "webm-vp9", "gif", "png"):
+for kind in ("mp4-h264", "mp4-av1", "webm-vp9", "gif", "png"):
     attempt(kind, lambda: run("ExVideoSave", images=noise, format=kind, crf=0))
+# As on most machines, temporary files are on the same disk.
+tempfile.tempdir = str(disk)
+attempt("all on it", lambda: run("ExVideoSave", images=noise, crf=0))
+sound = {"waveform": torch.zeros(1, 1, 200_000), "sample_rate": 8000}
+attempt("sound", lambda: run("ExVideoSave", images=noise, audio=sound))
+tempfile.tempdir = None
 tensors = {"tensor": torch.rand(2**20)}
 attempt("tensors", lambda: core("files").save_tensors(disk / "run" / "step.safetensors", tensors, {}))
 def latents():
@@ -66,7 +72,9 @@ def told(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("what", ["mp4-h264", "webm-vp9", "gif", "png", "tensors", "latents"])
+@pytest.mark.parametrize(
+    "what", ["mp4-h264", "mp4-av1", "webm-vp9", "gif", "png", "all on it", "sound", "tensors", "latents"]
+)
 def test_a_full_disk_is_told_and_leaves_nothing(told, what):
     said, files = told[what]
     assert "o space left" in said

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 from exvideo_pack.exvideo_core import host
+from exvideo_pack.exvideo_core.host import decoder
 from exvideo_pack.exvideo_core.types import ExVideoError
 
 # Where the host has frame interpolation models.
@@ -364,6 +365,23 @@ def test_a_files_name_may_hold_the_time(monkeypatch, tmp_path):
         with host.output_file("%date:yyyy-MM%/%date:dd% at %date:h.mm.ss, yy/M/d% %year% %width%", ".mp4", 64) as to:
             to.partial.touch()
         assert (tmp_path / "2031-04" / "05 at 16.07.08, 31" / "4" / f"5 2031 64_0000{number}_.mp4").exists()
+
+
+def test_memory_for_a_loop_is_planned_by_its_windows(loaded, run, monkeypatch):
+    """Which go round more than once where they are longer than the clip."""
+    planned = []
+    plan = decoder.plan_decoding
+    monkeypatch.setattr(decoder, "plan_decoding", lambda frames, *given: planned.append(frames) or plan(frames, *given))
+    for loop in (False, True):
+        samples = {"samples": torch.zeros(3, 4, 8, 8)}
+        run("ExVideoDecode", samples=samples, vae=loaded[2], window=9, overlap=4, loop=loop)
+    assert set(planned[: len(planned) // 2]) == {3}
+    assert set(planned[len(planned) // 2 :]) == {9}
+
+
+def test_a_choice_that_comes_through_a_link_is_not_refused_before_it_is_known(nodes):
+    assert nodes["ExVideoRender"].validate_inputs(keep_latents=None) is True
+    assert "auto, always, never" in nodes["ExVideoRender"].validate_inputs(keep_latents="yes")
 
 
 @pytest.mark.parametrize("node", ["ExVideoDecode", "ExVideoRender"])

@@ -190,6 +190,7 @@ def test_the_file_says_the_frame_rate_that_was_conditioned_times_the_multiplier(
     [
         ({"format": "betamax"}, "mp4-h264"),
         ({"keep_latents": "yes"}, "auto, always, never"),
+        ({"filename_prefix": "wait..."}, "two dots"),
         ({"fps": 900.0, "multiplier": 16}, "0.01 to 1000 frames a second"),
         ({"overlap": 8, "keep_latents": "always"}, "overlap = 8"),
         ({"filename_prefix": "../../escaped"}, "output folder"),

@@ -1,0 +1,77 @@
+"""What a person may call a file: patterns that are filled in, and names that no system or page could take."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from pathlib import PureWindowsPath
+from typing import Any
+
+from .types import ExVideoError
+
+_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
+"""What Windows takes for devices, with any ending."""
+_DATE, _PARTS_OF_DATE = re.compile("%date:([^%]+)%"), re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
+_INPUT = re.compile(r"%([^%.:]+)\.([^%]+)%")
+_NOT_IN_NAMES = re.compile(r'[/\\?%*:|"<>\x00-\x1f\x7f]')
+
+
+def file_prefix(prefix: str, prompt: Mapping[str, Any] | None = None) -> str:
+    """The subfolder and beginning of a file's name, with its patterns filled in.
+
+    ComfyUI's page fills these in, but for its own nodes alone, and the server knows only %year%, %width% and the like.
+
+    Args:
+        prefix: may hold the time, as in %date:yyyy-MM-dd%, and the value of a node's input, as in
+            %ExVideoSampler.seed%, by the node's kind or title.
+        prompt: the graph, in the form of the API; what is not in it stays as it is written.
+
+    Raises:
+        ExVideoError: a name that is not one on every system, a full path, or one that the page cannot fetch.
+    """
+    return _checked(_with_inputs(_dated(prefix), prompt or {}))
+
+
+def _dated(prefix: str) -> str:
+    now = time.localtime()
+    numbers = {"M": now.tm_mon, "d": now.tm_mday, "h": now.tm_hour, "m": now.tm_min, "s": now.tm_sec}
+
+    def written(part: re.Match[str]) -> str:
+        sign, width = part[0][0], len(part[0])
+        return f"{now.tm_year}"[-width:] if sign == "y" else f"{numbers[sign]:0{width}}"
+
+    return _DATE.sub(lambda date: _PARTS_OF_DATE.sub(written, date[1]), prefix)
+
+
+def _with_inputs(prefix: str, prompt: Mapping[str, Any]) -> str:
+    def value(pattern: re.Match[str]) -> str:
+        node, name = pattern.groups()
+        for entry in prompt.values():
+            if node in (entry.get("class_type"), entry.get("_meta", {}).get("title")):
+                found = entry.get("inputs", {}).get(name)
+                if isinstance(found, (str, int, float)):
+                    return _NOT_IN_NAMES.sub("_", str(found))
+        return pattern[0]
+
+    return _INPUT.sub(value, prefix)
+
+
+def _checked(prefix: str) -> str:
+    names = re.split(r"[/\\]", prefix)
+    devices = [name.split(".")[0].strip().upper() for name in names]
+    if not devices[-1] or any(ord(sign) < 32 for sign in prefix) or not _RESERVED.isdisjoint(devices):
+        raise ExVideoError(f"No file can be called {prefix!r} on every system: choose a name such as video/ExVideo.")
+    # Also one that leads back into the output folder, which the host takes: the page could not find its files.
+    if PureWindowsPath(prefix).anchor:
+        raise ExVideoError(
+            f"Nothing can be saved as {prefix!r}, a full path: choose a name within ComfyUI's output folder, such as "
+            "video/ExVideo."
+        )
+    # Where a backslash does not part names, it is in one.
+    if ".." in prefix.split("/")[-1]:
+        raise ExVideoError(
+            f"Nothing can be saved as {prefix!r}: ComfyUI's page does not show files with two dots together in their "
+            "names. Choose a name such as video/ExVideo."
+        )
+    return prefix

@@ -1,0 +1,45 @@
+import pytest
+
+from exvideo_core.names import file_prefix
+from exvideo_core.types import ExVideoError
+
+PROMPT = {
+    "1": {"class_type": "LoadImage", "_meta": {"title": "Picture"}, "inputs": {"image": "a/b: c.png"}},
+    "2": {"class_type": "ExVideoSampler", "inputs": {"seed": 7, "model": ["1", 0]}},
+    "3": {"class_type": "ExVideoSampler", "inputs": {"seed": 8}},
+}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "filled"),
+    [
+        ("video/%ExVideoSampler.seed%", "video/7"),
+        ("%Picture.image%, %LoadImage.image%", "a_b_ c.png, a_b_ c.png"),
+        ("%ExVideoSampler.model%", "%ExVideoSampler.model%"),
+        ("%ExVideoSampler.sed% %Sampler.seed% 100%", "%ExVideoSampler.sed% %Sampler.seed% 100%"),
+    ],
+)
+def test_inputs_of_the_graph_are_filled_in(prefix, filled):
+    assert file_prefix(prefix, PROMPT) == filled
+
+
+def test_without_a_graph_they_stay():
+    assert file_prefix("%ExVideoSampler.seed%") == "%ExVideoSampler.seed%"
+
+
+def test_what_is_filled_in_leads_nowhere_else():
+    prompt = {"1": {"class_type": "Text", "inputs": {"text": "../../etc/x\\y"}}}
+    assert file_prefix("%Text.text%/clip", prompt) == ".._.._etc_x_y/clip"
+    with pytest.raises(ExVideoError, match="two dots"):
+        file_prefix("clip %Text.text%", prompt)
+
+
+@pytest.mark.parametrize("prefix", ["wait...", "a..b", "..\\x"])
+def test_names_that_the_page_would_not_fetch_are_refused(prefix):
+    with pytest.raises(ExVideoError, match="two dots"):
+        file_prefix(prefix)
+
+
+@pytest.mark.parametrize("prefix", ["a..b/clip", "video/one. two."])
+def test_other_dots_are_fine(prefix):
+    assert file_prefix(prefix) == prefix
