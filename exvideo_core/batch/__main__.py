@@ -84,10 +84,10 @@ def _run(options: argparse.Namespace) -> int:
     stopped = False
     try:
         if len(urls) > 1:
-            run_many(urls, recipe, items, manifest)
+            stopped = run_many(urls, recipe, items, manifest)
         elif items:
             with Client(urls[0]) as client:
-                run_one(client, recipe, items, manifest)
+                stopped = run_one(client, recipe, items, manifest)
     except RecordError as error:
         say(f"{error}")
         stopped = True

@@ -236,6 +236,8 @@ class Client:
                 time.sleep(0.5)
 
     def _gone(self, error: Exception | None = None) -> ServerGoneError:
+        if isinstance(error, ServerGoneError):  # a call within a call has found out
+            return error
         time.sleep(0.2)  # a dying process closes its connections a moment before it counts as ended
         if not self.alive():
             return ServerGoneError("ComfyUI ended unexpectedly (often: out of memory); its log says more.")

@@ -78,6 +78,9 @@ class Manifest:
             self._records: dict[str, dict[str, Any]] = {}
             if self.path.exists():
                 self._records = dict(json.loads(self.path.read_text(encoding="utf-8"))["pictures"])
+                for record in self._records.values():
+                    if not all(isinstance(text, str) for text in (record["name"], *_files(record))):
+                        raise TypeError
             self._write()
             for left in folder.glob(f"{ARRIVING}*"):  # by a batch that was killed
                 shutil.rmtree(left, ignore_errors=True)
@@ -85,7 +88,7 @@ class Manifest:
             raise ExVideoError(
                 f"Nothing can be kept in {folder} ({error}): make it writable, or choose another --output."
             ) from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ExVideoError(
                 f"{self.path} should be the record of a batch, it is something else: choose another --output."
             ) from error
@@ -149,7 +152,7 @@ class Manifest:
         record = self._records[str(item.picture)]
         files = record.get("files", [])
         there = bool(files) and all((self.path.parent / file).is_file() for file in files)
-        return there and record["from"] == item.fingerprint
+        return there and record.get("from") == item.fingerprint
 
     def _record(self, item: Item, outcome: dict[str, Any], coming: Sequence[str] = ()) -> None:
         before = [file for file in _files(self._records[str(item.picture)]) if file not in outcome.get("files", coming)]

@@ -61,19 +61,20 @@ def load_ray() -> Any:
         raise ExVideoError("Several servers need Ray: install it (pip install ray), or name one --server.") from error
 
 
-def run_many(urls: Sequence[str], recipe: Recipe, items: Sequence[Item], manifest: Manifest) -> None:
-    """Make all items, as long as a server lives."""
+def run_many(urls: Sequence[str], recipe: Recipe, items: Sequence[Item], manifest: Manifest) -> bool:
+    """Make all items, as long as a server lives; returns whether one was lost with an item begun."""
     ray = load_ray()
     ray.init(address="local", num_cpus=len(urls), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         # Two calls at a time: to make an item, and to tell how far it is.
         kind = ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS, max_concurrency=2)(_Worker)
-        _spread(ray, {split_login(url)[0]: kind.remote(url, recipe) for url in urls}, items, manifest)
+        return _spread(ray, {split_login(url)[0]: kind.remote(url, recipe) for url in urls}, items, manifest)
     finally:
         ray.shutdown()
 
 
-def _spread(ray: Any, workers: dict[str, Any], items: Sequence[Item], manifest: Manifest) -> None:
+def _spread(ray: Any, workers: dict[str, Any], items: Sequence[Item], manifest: Manifest) -> bool:
+    lost = False
     waiting = deque(enumerate(items, 1))
     running: dict[Any, tuple[str, tuple[int, Item]]] = {}
     free, shown = deque(workers), dict.fromkeys(workers, "")
@@ -94,6 +95,7 @@ def _spread(ray: Any, workers: dict[str, Any], items: Sequence[Item], manifest: 
                 before = f"[{number} of {len(items)}] {item.picture.name} on {url}: "
                 if outcome.server_lost:
                     say(f"{before}{outcome.error}")
+                    lost |= outcome.begun
                     waiting.appendleft((number, item))
                 else:
                     keep(manifest, item, outcome, before)
@@ -102,6 +104,7 @@ def _spread(ray: Any, workers: dict[str, Any], items: Sequence[Item], manifest: 
         if running:
             ray.wait([workers[url].stop.remote() for url, _ in running.values()], num_returns=len(running), timeout=10)
         raise
+    return lost
 
 
 def _now(ray: Any, worker: Any) -> str:

@@ -27,12 +27,13 @@ class Recipe(NamedTuple):
 class Outcome(NamedTuple):
     """The files of an item, still without their names, or why there are none.
 
-    `server_lost` tells whether its server can make nothing more.
+    `server_lost` tells whether its server can make nothing more, `begun` whether it had begun with this item then.
     """
 
     arrived: list[Path]
     error: str = ""
     server_lost: bool = False
+    begun: bool = True
 
 
 class Maker:
@@ -47,7 +48,7 @@ class Maker:
         try:
             return Outcome(self._make(item, on_event))
         except (PromptRefusedError, ServerGoneError) as error:
-            return Outcome([], str(error), server_lost=True)
+            return Outcome([], str(error), server_lost=True, begun=bool(self._prompt_id))
         except (ExVideoError, OSError) as error:
             return Outcome([], str(error))
 
@@ -101,8 +102,8 @@ def keep(manifest: Manifest, item: Item, outcome: Outcome, before: str) -> None:
     say(f"{before}{told}")
 
 
-def run_one(client: Client, recipe: Recipe, items: Sequence[Item], manifest: Manifest) -> None:
-    """Make all items on one server, as long as it lives."""
+def run_one(client: Client, recipe: Recipe, items: Sequence[Item], manifest: Manifest) -> bool:
+    """Make all items on one server, as long as it lives; returns whether it was lost with an item begun."""
     maker = Maker(client, recipe)
     for number, item in enumerate(items, 1):
         before = f"[{number} of {len(items)}] {item.picture.name}: "
@@ -114,5 +115,6 @@ def run_one(client: Client, recipe: Recipe, items: Sequence[Item], manifest: Man
             raise
         if outcome.server_lost:
             say(f"{before}{outcome.error}")
-            return
+            return outcome.begun
         keep(manifest, item, outcome, before)
+    return False

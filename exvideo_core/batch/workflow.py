@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,6 +148,8 @@ def _read(text: str, spec: list[Any], name: str) -> Any:
         if spec[0] == "BOOLEAN":
             return _SWITCH[text.lower()]
         value = text if isinstance(spec[0], list) else _NUMBERS.get(spec[0], str)(text)
+        if isinstance(value, float) and not math.isfinite(value):  # which no server can be told
+            raise ValueError
     except (KeyError, ValueError):
         kind = {"INT": "a whole number", "FLOAT": "a number", "BOOLEAN": "true or false"}[spec[0]]
         raise ExVideoError(f"{name} should be {kind}, got {text!r}.") from None

@@ -32,7 +32,10 @@ def check_models(checkpoints: Mapping[str, Path], extensions: Mapping[str, Path]
         state = "wrong"
         try:
             shapes = _shapes(path)
-            if "Stable Video Diffusion" not in looks_like(shapes):
+            kind = looks_like(shapes)
+            if kind == "an ExVideo extension":
+                yield Finding(f"{name} is {kind} among the checkpoints", "warn", "Move it into models/exvideo.")
+            if "Stable Video Diffusion" not in kind:
                 continue
             state = "warn"  # whole, so most likely a relative of SVD, for other nodes
             channels = read_layout(name, shapes).unet.channels
@@ -120,7 +123,7 @@ def check_memory(device: str, free: int, needed: Callable[[str, LatentShape], in
         }
         told = ", ".join(f"{frames} with {setting}" for setting, frames in most.items())
         what = f"At {width}×{height}, this is enough for so many frames, by memory of Apply ExVideo: {told}"
-        if (width, height) == SIZES[0] and max(most.values()) < FRAMES:
+        if max(most.values()) < (FRAMES if (width, height) == SIZES[0] else 1):
             yield Finding(what, "warn", "Close other programs, or make smaller or shorter videos.")
         else:
             yield Finding(what)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from exvideo_core.batch.manifest import MANIFEST, Manifest, RecordError, find_pictures
+from exvideo_core.types import ExVideoError
 
 
 @pytest.fixture
@@ -90,6 +91,16 @@ def test_a_stop_before_the_file_is_in_its_place(begin, output):
     (item,) = manifest.to_do([item])
     assert done(manifest, item, ".png") == ["a.png"]
     assert manifest.to_do([item]) == []
+
+
+@pytest.mark.parametrize(
+    "pictures", ['{"a": {}}', '{"a": []}', '{"a": {"name": 1}}', '{"a": {"name": "a", "files": [1]}}', "[1]"]
+)
+def test_another_record_is_refused(output, pictures):
+    output.mkdir(exist_ok=True)
+    (output / MANIFEST).write_text(f'{{"pictures": {pictures}}}')
+    with pytest.raises(ExVideoError, match="should be the record of a batch"):
+        Manifest(output, "settings")
 
 
 def test_a_record_that_cannot_be_kept_leaves_no_file_behind(begin, output):

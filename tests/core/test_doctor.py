@@ -134,6 +134,12 @@ def test_extensions_of_other_kinds(look, models, tmp_path):
     assert "but it is a LoRA" in one(findings, "warn").what
 
 
+def test_an_extension_among_the_checkpoints(look, models):
+    found = one(look(checkpoints={"mislaid.safetensors": models / EXTENSION}, extensions={}), "warn")
+    assert found.what == "mislaid.safetensors is an ExVideo extension among the checkpoints"
+    assert found.fix == "Move it into models/exvideo."
+
+
 def test_formats():
     (found,) = check_formats()
     assert found.state == "ok"
@@ -181,6 +187,12 @@ def test_too_little_memory_is_told():
     found = one(check_memory("a device", GIB, lambda setting, clip: prod(clip) * 2**12), "warn")
     assert "At 512×512" in found.what
     assert "0 with" not in found.what
+
+
+def test_a_size_of_which_nothing_fits_is_no_ok():
+    found = list(check_memory("a device", GIB, lambda setting, clip: prod(clip) // clip[0] * 2**15))
+    assert [each.state for each in found] == ["ok", "ok", "warn", "warn"]
+    assert "0 with low" in found[2].what
 
 
 def test_parameters_are_those_of_the_release():
