@@ -118,6 +118,21 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
         _remove(partial)
 
 
+def require_writable(folder: Path) -> None:
+    """Write a hidden file into a folder, made where it is missing, and remove it: permissions alone do not tell.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # As whole_or_nothing calls its own: nobody else's.
+    probe = folder / f".probe.{os.getpid()}.part"
+    try:
+        probe.write_bytes(b"0")  # on a full disk an empty file can still be made
+    finally:
+        _remove(probe)
+
+
 class Claim(NamedTuple):
     """A name that nobody else takes: `path` appears when what is written to `partial`, a file or a folder, is whole."""
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
 
-from .files import checksum, open_tensors, save_tensors, whole_or_nothing
+from .files import checksum, open_tensors, require_writable, save_tensors, whole_or_nothing
 from .plan import Segment
-from .types import ExVideoError
+from .types import ExVideoError, LatentShape
 
 # Not as models are called: the folder is among those that the host looks for extensions in.
 SUFFIX = ".latents"
@@ -26,22 +27,30 @@ log = logging.getLogger(__name__)
 class RunStore:
     """The segments of one run, or its last step, in a folder of their own.
 
+    Each file tells which run and which part of it it holds. One that is torn, or holds something else, is logged and
+    taken for missing.
+
     Args:
         folder: it is made where it is missing.
         settings: all that decides the outcome, as JSON has it. A folder that holds a run of others is refused.
+        shape: of the latents of the whole clip.
+        steps: how many a sampling has.
 
     Raises:
-        ExVideoError: a folder that holds another run, or something else, or cannot be written to.
+        ExVideoError: a folder that holds another run, or something else, or that a run cannot be begun in.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]):
-        self._folder = folder
+    def __init__(self, folder: Path, settings: Mapping[str, Any], shape: LatentShape, steps: int):
+        self._folder, self._shape, self._steps = folder, shape, steps
         plan = folder / PLAN
         settings = json.loads(json.dumps(settings))
-        try:
+        with _told_if_unwritable(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if plan.exists():
-                self._compare(_settings_in(plan), settings)
+                begun = _settings_in(plan)
+                self._compare(begun, settings)
+                # Of what is written there: 1 and 1.0 are the same setting and not the same text.
+                self._run = _identity(begun)
                 return
             if any(path for path in folder.iterdir() if not path.name.startswith(".")):
                 raise ExVideoError(
@@ -50,10 +59,7 @@ class RunStore:
                 )
             with whole_or_nothing(plan) as partial:
                 partial.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        except OSError as error:
-            raise ExVideoError(
-                f"A long run cannot be kept in {folder} ({error}): make it writable, or choose another checkpoint_name."
-            ) from error
+            self._run = _identity(settings)
 
     def _compare(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         differs = [key for key in {**before, **now} if before.get(key) != now.get(key)]
@@ -65,41 +71,97 @@ class RunStore:
             )
 
     def load(self, segment: Segment) -> torch.Tensor | None:
-        """The new frames of a segment, if they are there and whole."""
-        found = self._load(_file_of(segment))
-        return None if found is None or len(found[0]) != segment.new.frames else found[0]
+        """The new frames of a segment, if they are there and whole.
+
+        Raises:
+            ExVideoError: they are not, and cannot be kept when they are made.
+        """
+        expected = {key: [text] for key, text in _texts_of(segment).items()}
+        found = self._load(_file_of(segment), segment.new.frames, expected)
+        if found is not None:
+            return found[0]
+        # Sampling takes long, and would be lost. A run that is finished may be looked at wherever it lies.
+        self._require_writable()
+        return None
 
     def save(self, segment: Segment, latents: torch.Tensor) -> None:
         """Keep the new frames of a segment."""
-        frames = f"{segment.new.start} to {segment.new.stop - 1}"
-        self._save(_file_of(segment), latents, {"frames": frames})
+        self._save(_file_of(segment), latents, _texts_of(segment))
 
     def load_step(self) -> tuple[int, torch.Tensor] | None:
-        """The last step that was begun, and the noised latents at its beginning."""
-        found = self._load(STEP)
-        return None if found is None else (int(found[1]["step"]), found[0])
+        """The last step that was begun, and the noised latents at its beginning, if they are there and whole.
+
+        Raises:
+            ExVideoError: this step and those after it cannot be kept.
+        """
+        self._require_writable()
+        steps = [self._text_of(step) for step in range(self._steps)]
+        found = self._load(STEP, self._shape.frames, {"step": steps})
+        return None if found is None else (steps.index(found[1]["step"]), found[0])
 
     def save_step(self, step: int, latents: torch.Tensor) -> None:
         """Keep the noised latents at the beginning of a step, in the place of the step before."""
-        self._save(STEP, latents, {"step": str(step)})
+        self._save(STEP, latents, {"step": self._text_of(step)})
 
-    def _load(self, name: str) -> tuple[torch.Tensor, Mapping[str, str]] | None:
+    def _text_of(self, step: int) -> str:
+        return f"{step} of {self._steps}"
+
+    def _load(
+        self, name: str, frames: int, expected: Mapping[str, Sequence[str]]
+    ) -> tuple[torch.Tensor, Mapping[str, str]] | None:
+        """Latents and texts of a file, if it holds so many frames and says one of what is expected of each text."""
         path = self._folder / name
-        if not path.exists():
-            return None
-        try:
-            with open_tensors(path, "") as (file, _):
-                latents, texts = file.get_tensor("latents"), file.metadata()
-                if texts["sha256"] == checksum(latents):
+        if path.exists():
+            try:
+                with open_tensors(path, "") as (file, _):
+                    latents, texts = file.get_tensor("latents"), file.metadata()
+                    problem = "" if texts["sha256"] == checksum(latents) else "is damaged (its checksum is wrong)"
+                problem = problem or self._foreign(latents, texts, frames, expected)
+                if not problem:
                     return latents, texts
-            problem = "its checksum is wrong"
-        except (ExVideoError, safetensors.SafetensorError, KeyError, TypeError) as error:
-            problem = f"{error}"
-        log.warning("ExVideo makes again what was in %s, for it is damaged (%s).", path, problem)
+            except (ExVideoError, safetensors.SafetensorError, KeyError, TypeError) as error:
+                problem = f"is damaged ({error})"
+            log.warning("ExVideo makes again what was in %s, for it %s.", path, problem)
         return None
 
+    def _require_writable(self) -> None:
+        with _told_if_unwritable(self._folder):
+            require_writable(self._folder)
+
+    def _foreign(
+        self, latents: torch.Tensor, texts: Mapping[str, str], frames: int, expected: Mapping[str, Sequence[str]]
+    ) -> str:
+        """Why a file that is whole is not the one looked for; nothing where it is."""
+        if texts.get("run") != self._run:
+            return "is of another run" if "run" in texts else "does not say which run it is of"
+        for key, allowed in expected.items():
+            if texts.get(key) not in allowed:
+                return f"is another part (it says {key} {texts.get(key)})"
+        shape = self._shape._replace(frames=frames)
+        if tuple(latents.shape) != shape:
+            return f"is of another shape ({list(latents.shape)}, and should be {list(shape)})"
+        return ""
+
     def _save(self, name: str, latents: torch.Tensor, texts: Mapping[str, str]) -> None:
-        save_tensors(self._folder / name, {"latents": latents}, {"sha256": checksum(latents), **texts})
+        save_tensors(
+            self._folder / name, {"latents": latents}, {"sha256": checksum(latents), "run": self._run, **texts}
+        )
+
+
+@contextmanager
+def _told_if_unwritable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ExVideoError(
+            f"A long run cannot be kept in {folder} ({error}): make it writable, free some space, or choose another "
+            "checkpoint_name."
+        ) from error
+
+
+def _identity(settings: Mapping[str, Any]) -> str:
+    """A text that differs between runs of other settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _settings_in(plan: Path) -> dict[str, Any]:
@@ -115,3 +177,7 @@ def _settings_in(plan: Path) -> dict[str, Any]:
 
 def _file_of(segment: Segment) -> str:
     return f"segment_{segment.number:05}{SUFFIX}"
+
+
+def _texts_of(segment: Segment) -> dict[str, str]:
+    return {"segment": str(segment.number), "frames": f"{segment.new.start} to {segment.new.stop - 1}"}

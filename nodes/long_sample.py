@@ -177,9 +177,9 @@ class ExVideoLongSampler(io.ComfyNode):
             )  # fmt: skip
         ids = {"motion_bucket_id": motion_bucket_id, "fps": fps, "augmentation_level": augmentation_level}
         sigmas = schedule.sigmas(steps, denoise)
-        # Both plans refuse numbers that do not go together, before any work is done.
-        windows = window_size(total_frames, segment_frames, overlap, loop)
+        # Both plans refuse numbers that do not go together, before any work is done; the chain's knows more reasons.
         segments = chain_segments(total_frames, segment_frames, overlap, seed) if mode == "chain" else []
+        windows = window_size(total_frames, segment_frames, overlap, loop)
         start = first_latents(vae, init_video, shape)
         job = _Job(model, clip_vision, vae, image, shape, ids, seed, sigmas, min_cfg, max_cfg)
         store = None
@@ -194,7 +194,7 @@ class ExVideoLongSampler(io.ComfyNode):
                 # What the frames that segments begin with are decoded at.
                 "contrast": contrast,
             }  # fmt: skip
-            store = RunStore(host.long_run_folder(name), settings)
+            store = RunStore(host.long_run_folder(name), settings, shape.latent, job.steps)
         if mode == "windows":
             rows = reach or max(segment_frames, total_frames)
             samples = _in_windows(job, start, (*windows, loop, rows), store)
