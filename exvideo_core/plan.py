@@ -107,7 +107,7 @@ def chain_segments(total: int, length: int, overlap: int, seed: int) -> list[Seg
 
     Args:
         total: frames of the clip, ≥ 1.
-        length: of a segment in frames, ≥ 1; the last may be shorter.
+        length: of a segment in frames, ≥ 2 where one is not all; the last may be shorter.
         overlap: frames that a segment is given from the one before, 1 ≤ overlap < length; any below `length` where
             one segment is all.
         seed: of the first segment. The others' are spread over all 64 bits.
@@ -118,6 +118,11 @@ def chain_segments(total: int, length: int, overlap: int, seed: int) -> list[Seg
     Raises:
         ExVideoError: a number outside its range.
     """
+    if length == 1 and total > 1:  # no overlap would do
+        raise ExVideoError(
+            f"A chain of {total} frames needs segments of at least 2 frames, one to go on from and a new one, got "
+            "segment_frames = 1: raise segment_frames."
+        )
     windows = overlapped_windows(total, length, overlap)
     if overlap == 0 and len(windows) > 1:
         raise ExVideoError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from ..types import ExVideoError
 from .files import MODEL_FOLDER, throw_if_interrupted
 
 RUNS = "runs"
+_IN_NO_NAME = re.compile(r"[\0\ud800-\udfff]")
+"""Characters that no file's name has: NUL, and halves of a pair that JSON can carry."""
 
 
 def long_run_folder(name: str) -> Path:
@@ -25,7 +28,7 @@ def long_run_folder(name: str) -> Path:
         ExVideoError: a name that leads out of there.
     """
     runs = Path(folder_paths.get_output_directory(), MODEL_FOLDER, RUNS).resolve()
-    folder = runs if "\0" in name else (runs / name).resolve()
+    folder = runs if _IN_NO_NAME.search(name) else (runs / name).resolve()
     if runs not in folder.parents:
         raise ExVideoError(
             f"A long run is kept in a folder of its own in output/{MODEL_FOLDER}/{RUNS}, and {name!r} does not name "

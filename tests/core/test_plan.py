@@ -85,7 +85,14 @@ def test_one_segment_is_the_whole_clip():
 
 @pytest.mark.parametrize(
     ("total", "length", "overlap", "told"),
-    [(0, 8, 4, "no frames"), (9, 8, 8, "overlap = 8"), (9, 8, 0, "overlap of 1 to 7"), (9, 0, 0, "window = 0")],
+    [
+        (0, 8, 4, "no frames"),
+        (9, 8, 8, "overlap = 8"),
+        (9, 8, 0, "overlap of 1 to 7"),
+        (9, 0, 0, "window = 0"),
+        (9, 1, 0, "at least 2 frames.* raise segment_frames"),
+        (9, 1, 1, "at least 2 frames.* raise segment_frames"),
+    ],
 )
 def test_impossible_chains_are_refused(total, length, overlap, told):
     with pytest.raises(ExVideoError, match=told):

@@ -170,6 +170,34 @@ def test_a_torn_file_costs_one_segment(long, extended, runs, caplog, damage):
     assert ("damaged" in caplog.text) == (damage != "gone")
 
 
+@pytest.mark.parametrize("foreign", ["swapped", "seed", "size"])
+def test_segments_of_another_place_or_run_are_made_again(long, extended, runs, caplog, foreign):
+    expected = long(total_frames=14, checkpoint_name="mine", **RAW)
+    one, two = (runs / "mine" / f"segment_{number:05}.latents" for number in (1, 2))
+    other = {"swapped": {}, "seed": {"seed": 6}, "size": {"width": 128}}[foreign]
+    if other:
+        long(total_frames=14, checkpoint_name="other", **{**RAW, **other})
+        one.write_bytes((runs / "other" / one.name).read_bytes())
+    else:
+        data = one.read_bytes()
+        two.replace(one)
+        two.write_bytes(data)
+    extended[1].update(passes=0)
+    assert torch.equal(long(total_frames=14, checkpoint_name="mine", **RAW), expected)
+    assert extended[1]["passes"] == (3 if other else 6)
+    assert ("is of another run" if other else "is another part") in caplog.text
+
+
+@pytest.mark.parametrize("other", [{"steps": 8}, {"width": 128}])
+def test_a_step_of_another_run_is_made_again(long, runs, caplog, other):
+    inputs = {"total_frames": 8, "mode": "windows", **RAW}
+    expected = long(checkpoint_name="mine", **inputs)
+    long(checkpoint_name="other", **{**inputs, **other})
+    (runs / "mine" / "step.latents").write_bytes((runs / "other" / "step.latents").read_bytes())
+    assert torch.equal(long(checkpoint_name="mine", **inputs), expected)
+    assert "is of another run" in caplog.text
+
+
 def test_windows_that_were_stopped_go_on_at_their_step(long, extended, runs):
     counted, inputs = extended[1], {"total_frames": 14, "mode": "windows", **RAW}
     expected = long(**inputs)
@@ -320,6 +348,8 @@ def test_a_loop_has_no_first_frame_but_for_the_noise(long, extended, monkeypatch
         ({"overlap": 6}, "overlap = 6"),
         ({"token_from": "film"}, "choose segment or picture"),
         ({"overlap": 0}, "needs an overlap of 1 to 5"),
+        ({"segment_frames": 1}, "at least 2 frames, .* raise segment_frames"),
+        ({"segment_frames": 1, "overlap": 0}, "at least 2 frames, .* raise segment_frames"),
         ({"overlap": 6, "mode": "windows"}, "overlap = 6"),
         ({"segment_frames": 129, "total_frames": 200}, "129 frames are longer than this extension reaches, 128"),
         ({"loop": True}, "windows mode"),
@@ -327,6 +357,7 @@ def test_a_loop_has_no_first_frame_but_for_the_noise(long, extended, monkeypatch
         ({"checkpoint_name": "../outside"}, "checkpoint_name"),
         ({"checkpoint_name": "."}, "checkpoint_name"),
         ({"checkpoint_name": "nul\0"}, "checkpoint_name"),
+        ({"checkpoint_name": "half\ud800"}, "does not name one: choose a checkpoint_name"),
     ],
 )
 def test_bad_input_is_told_before_any_sampling(long, extended, runs, inputs, told):
