@@ -14,7 +14,7 @@ import torch
 
 from ..files import open_tensors, save_tensors, whole_or_nothing
 from ..types import ClipShape, ExVideoError
-from .clips import CLIP, NoClipError, read_clips, video_files
+from .clips import CLIP, NoClipError, TooShortError, read_clips, video_files
 from .motion import motion_bucket, motion_score
 
 log = logging.getLogger(__name__)
@@ -124,10 +124,14 @@ def _clips(index: Path) -> list[Path]:
 
 
 def _is_whole(index: Path) -> bool:
-    """Whether a video has been encoded, and all of its clips are there."""
+    """Whether a video has been encoded, and all of its clips are there, or is known to be too short for one."""
     try:
-        return all(path.exists() for path in _clips(index))
-    except (OSError, ValueError, KeyError):  # not yet, or damaged
+        if clips := _clips(index):
+            return all(path.exists() for path in clips)
+        text = json.loads(index.read_text(encoding="utf-8"))
+        # What could not be read may be another time, by another ffmpeg, say: that is no fact of the video.
+        return bool(text["too_short"] and text["problem"])
+    except (OSError, ValueError, KeyError, TypeError):  # not yet, or damaged
         return False
 
 
@@ -138,7 +142,7 @@ def _name(video: Path) -> str:
 
 def _encode(video: Path, shape: ClipShape, fps: float, encoder: Encoder, index: Path) -> None:
     names: list[str] = []
-    name, problem = _name(video), ""
+    name, problem, too_short = _name(video), "", False
     try:
         for frames in read_clips(video, shape, fps):
             pixels = frames.float() / 255
@@ -149,11 +153,12 @@ def _encode(video: Path, shape: ClipShape, fps: float, encoder: Encoder, index: 
             tensors = {"latents": latents.half(), "token": token.half()}
             save_tensors(index.with_name(names[-1]), tensors, {"motion_bucket_id": bucket, "video": name})
     except NoClipError as error:
-        problem = str(error)
+        problem, too_short = str(error), isinstance(error, TooShortError)
+    text = {"video": name, "clips": names, "problem": problem, "too_short": too_short}
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
         with whole_or_nothing(index) as partial:
-            partial.write_text(json.dumps({"video": name, "clips": names, "problem": problem}), encoding="utf-8")
+            partial.write_text(json.dumps(text), encoding="utf-8")
     except OSError as error:
         raise ExVideoError(
             f"Encoded clips cannot be kept in {index.parent} ({error}): make it writable, or free some space."

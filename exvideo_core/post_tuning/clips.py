@@ -28,6 +28,10 @@ class NoClipError(ExVideoError):
     """What is wrong with a video file that gives no clip."""
 
 
+class TooShortError(NoClipError):
+    """A video that can be read, and is too short for a clip: that stays so as long as the file does."""
+
+
 def video_files(folder: Path) -> list[Path]:
     """What may be videos in a folder and the folders in it, in the order of their names.
 
@@ -58,6 +62,7 @@ def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tenso
         [T, H, W, 3], uint8.
 
     Raises:
+        TooShortError: a video with fewer frames than a clip.
         NoClipError: not a video, or one that is damaged before its first clip is complete. What is damaged later
             gives the clips before it.
         ExVideoError: there is no ffmpeg, or it does not run.
@@ -92,4 +97,4 @@ def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tenso
         said = log.read().decode(errors="replace").strip().splitlines()
     if failed or not got:
         raise NoClipError(f"it cannot be read as a video (ffmpeg: {said[-1] if said else 'nothing found'})")
-    raise NoClipError(f"it has {got * frames // size} frames at {fps:g} a second, and a clip needs {frames}")
+    raise TooShortError(f"it has {got * frames // size} frames at {fps:g} a second, and a clip needs {frames}")

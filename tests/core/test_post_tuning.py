@@ -15,6 +15,7 @@ import torch
 
 from dev import reference
 from exvideo_core.extension import longer_extension, new_extension, position_ids
+from exvideo_core.post_tuning import cache as caching
 from exvideo_core.post_tuning.cache import cache_clips
 from exvideo_core.post_tuning.clips import read_clips, video_files
 from exvideo_core.post_tuning.curve import INK, loss_curve
@@ -181,6 +182,25 @@ def test_an_ffmpeg_that_does_not_run_is_told_and_blamed_on_no_video(videos, tmp_
     assert len(cache_clips(videos, SHAPE, 30, ByEighths(), tmp_path / "cache")) == 3
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="by a script of the shell")
+def test_a_video_that_could_not_be_read_is_tried_again(videos, tmp_path, monkeypatch):
+    """An ffmpeg that fails is told of each video, and no longer once it works; what is too short stays known."""
+    failing, encoder, cache = tmp_path / "ffmpeg", ByEighths(), tmp_path / "cache"
+    failing.write_text("#!/bin/sh\necho 'no memory' >&2\nexit 1\n")
+    failing.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("IMAGEIO_FFMPEG_EXE", str(failing))
+        with pytest.raises(ExVideoError, match=r"None of the 4 files .* cannot be read as a video \(ffmpeg: no memory"):
+            cache_clips(videos, SHAPE, 30, encoder, cache)
+    clips = cache_clips(videos, SHAPE, 30, encoder, cache)
+    assert (len(clips), encoder.asked) == (3, 3)
+    assert "short.mp4: it has 6 frames" in clips.skipped[1]
+    read = []
+    monkeypatch.setattr(caching, "read_clips", lambda video, *how: read.append(video.name) or read_clips(video, *how))
+    assert cache_clips(videos, SHAPE, 30, encoder, cache).skipped == clips.skipped
+    assert read == ["broken.mp4"]
+
+
 # --- the cache -------------------------------------------------------------------------------------------------
 
 
@@ -300,6 +320,16 @@ def test_a_damaged_text_of_the_cache_costs_one_video(videos, tmp_path):
     for path in cache.glob("*.json"):
         path.write_text(path.read_text()[:-9])
     assert cache_clips(videos, SHAPE, 30, ByEighths(), cache).identity == clips.identity
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", "{}", '{"clips": null}', '{"clips": [3]}', '{"clips": []}'])
+def test_a_text_of_the_cache_that_says_something_else_costs_one_video(videos, tmp_path, text):
+    cache = tmp_path / "cache"
+    clips = cache_clips(videos, SHAPE, 30, ByEighths(), cache)
+    for path in cache.glob("*.json"):
+        path.write_text(text)
+    again = cache_clips(videos, SHAPE, 30, ByEighths(), cache)
+    assert (again.identity, again.skipped) == (clips.identity, clips.skipped)
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path):
