@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -33,19 +35,40 @@ class TooShortError(NoClipError):
 
 
 def video_files(folder: Path) -> list[Path]:
-    """What may be videos in a folder and the folders in it, in the order of their names.
+    """What may be videos in a folder and the folders in it, also in those that links lead to, in the order of their
+    names.
 
     Raises:
         ExVideoError: no such folder, or nothing in it but pictures, texts and what post-tuning keeps.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False, too, of what no folder can be called
         raise ExVideoError(f"There is no folder {folder}: give the folder that has the videos to learn from.")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = sorted(path for path in _files_below(folder) if not path.name.startswith("."))
     videos = [path for path in files if path.suffix.lower() not in _PICTURES | _TEXTS | _OURS]
     if not videos:
         found = f"{len(files)} pictures or other files" if files else "nothing"
         raise ExVideoError(f"There are no videos in {folder}, but {found}: put video files there, such as .mp4.")
     return videos
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The files in a folder and the folders in it, each folder once, by its own name before that of a link."""
+    # A link back to where the folder is would bring all that lies around it.
+    known = {os.path.realpath(parent) for parent in Path(os.path.realpath(folder)).parents}
+    folders, links = [folder], list[Path]()
+    while folders or links:
+        place = folders.pop() if folders else links.pop(0)
+        if (real := os.path.realpath(place)) in known:
+            continue
+        known.add(real)
+        below: list[Path] = []
+        with suppress(OSError):  # one that may not be looked into
+            below = sorted(place.iterdir())
+        for path in below:
+            if os.path.isdir(path):
+                (links if path.is_symlink() else folders).append(path)
+            elif os.path.isfile(path):
+                yield path
 
 
 def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tensor]:

@@ -153,12 +153,34 @@ def test_what_is_no_video_is_told(tmp_path):
 def test_a_folder_without_videos_is_told(tmp_path):
     with pytest.raises(ExVideoError, match="There is no folder"):
         video_files(tmp_path / "nowhere")
+    with pytest.raises(ExVideoError, match="There is no folder"):
+        video_files(tmp_path / ("n" * 300))
     with pytest.raises(ExVideoError, match="but nothing"):
         video_files(tmp_path)
     for number in range(3):
         (tmp_path / f"{number}.PNG").touch()
     with pytest.raises(ExVideoError, match="but 3 pictures or other files"):
         video_files(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there links need a permission")
+def test_links_to_folders_are_followed_and_each_folder_is_read_once(tmp_path):
+    """Links that lead back, up, to each other or nowhere neither hang nor bring anything a second time."""
+    videos, elsewhere, above = tmp_path / "in" / "videos", tmp_path / "elsewhere", tmp_path / "in" / "above.mp4"
+    (videos / "sub").mkdir(parents=True)
+    (elsewhere / "deep").mkdir(parents=True)
+    for path in (above, videos / "sub" / "own.mp4", elsewhere / "deep" / "far.mp4", elsewhere / "b.mp4"):
+        path.touch()
+    for link, target in {
+        videos / "far": elsewhere, videos / "a_link": videos / "sub", videos / "sub" / "up": videos,
+        videos / "parent": videos.parent, videos / "nowhere": tmp_path / "none", videos / "itself": videos / "itself",
+        elsewhere / "deep" / "back": elsewhere, elsewhere / "videos": videos,
+    }.items():  # fmt: skip
+        link.symlink_to(target)
+    (tmp_path / "link").symlink_to(videos)
+    for folder in (videos, tmp_path / "link"):
+        found = [path.relative_to(folder).as_posix() for path in video_files(folder)]
+        assert found == ["far/b.mp4", "far/deep/far.mp4", "sub/own.mp4"]
 
 
 def test_texts_and_what_post_tuning_keeps_are_no_videos(tmp_path):
