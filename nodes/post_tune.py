@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from comfy_api.latest import io, ui
 from ..exvideo_core import host
 from ..exvideo_core.budget import BUDGETS
 from ..exvideo_core.extension import Extension
+from ..exvideo_core.post_tuning.clips import video_files
 from ..exvideo_core.post_tuning.curve import loss_curve
 from ..exvideo_core.post_tuning.recipe import Recipe
 from ..exvideo_core.post_tuning.training import Progress
@@ -162,12 +162,16 @@ class ExVideoPostTune(io.ComfyNode):
         return io.NodeOutput(extension, loss_map, ui=ui.SavedImages([curve]))
 
     @classmethod
-    def fingerprint_inputs(cls, videos: str, **_: Any) -> list[tuple[str, int, int]]:
+    def fingerprint_inputs(cls, videos: str | None, **_: Any) -> list[tuple[str, int, int]]:
         """What the host compares to see whether to run again: the files, too, not only the folder's name."""
-        folder = host.input_folder(videos.strip())
-        if not videos.strip() or not Path(folder).is_dir():
+        # From another node it is not known yet: then that node's running again is what counts.
+        if not videos or not videos.strip():
             return []
-        stats = ((str(path), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
+        try:
+            files = video_files(host.input_folder(videos.strip()))
+        except ExVideoError:
+            return []
+        stats = ((str(path), path.stat()) for path in files)
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
