@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ from ..types import ExVideoError
 MODEL_FOLDER = "exvideo"
 OLDER_FOLDERS = ("diffsynth/ExVideo-SVD-128f-v1", "stable_video_diffusion")
 """Where the ExVideo packs before this one had users put the same file."""
+CACHE, RUNS = "post_tuning_cache", "runs"
+"""What lies among the runs of post-tuning: their encoded clips, and the long sampler's runs."""
 
 log = logging.getLogger(__name__)
 throw_if_interrupted = comfy.model_management.throw_exception_if_processing_interrupted
@@ -136,24 +138,52 @@ def save_latents(
 
 def input_folder(name: str) -> Path:
     """A folder by its full path, or by its name in the host's input folder."""
-    return Path(folder_paths.get_input_directory(), Path(name).expanduser())
+    folder = Path(name)
+    with suppress(RuntimeError):  # of a user whom the system does not know; then no such folder is found
+        folder = folder.expanduser()
+    return Path(folder_paths.get_input_directory(), folder)
 
 
 def run_folder(name: str) -> tuple[Path, str]:
     """The folder of a training in the output folder, among what is listed as extensions, and its subfolder there.
 
     Raises:
-        ExVideoError: a name that leads out of there.
+        ExVideoError: a name that leads out of there, that no folder can have, or that is of a folder for other things.
     """
-    output = Path(folder_paths.get_output_directory()).resolve()
+    # Which may itself be a link, to a larger disk, say.
+    runs = Path(folder_paths.get_output_directory(), MODEL_FOLDER).resolve()
     # No path holds a NUL, so none with one can be looked up.
-    folder = output if "\0" in name else (output / MODEL_FOLDER / name).resolve()
-    if output / MODEL_FOLDER not in folder.parents:
+    folder = runs if "\0" in name else _folder_in(runs, name)
+    if runs not in folder.parents:
         raise ExVideoError(
             f"A run is kept in a folder of its own in output/{MODEL_FOLDER}, and {name!r} does not name one: choose a "
             "name such as post_tuning."
         )
-    return folder, folder.relative_to(output).as_posix()
+    inside = folder.relative_to(runs)
+    # The clips of a run lie beside it, so of a run in a folder of the person's own they lie there.
+    first, *others = (part.lower() for part in inside.parts)
+    if first == RUNS or CACHE in (first, *others):
+        kept = "the encoded clips of all runs, which may be deleted" if first != RUNS else "the Long Sampler's runs"
+        raise ExVideoError(
+            f"A run is kept in a folder of its own, and output/{MODEL_FOLDER}/{inside.as_posix()} is for {kept}: "
+            "choose another name, such as post_tuning."
+        )
+    return folder, Path(MODEL_FOLDER, inside).as_posix()
+
+
+def _folder_in(parent: Path, name: str) -> Path:
+    """A folder by its name; the parent itself where that leads out of it, or the system has no such names."""
+    try:
+        name.encode()  # as the page and other programs are told it
+        folder = (parent / name).resolve()
+        # Each part for itself: of one that is in a folder yet to be made, the system says no more than that.
+        there = next(place for place in (parent, *parent.parents) if place.exists())
+        for part in folder.relative_to(parent).parts:
+            with suppress(FileNotFoundError):
+                (there / part).lstat()
+        return folder
+    except (OSError, ValueError, RuntimeError):
+        return parent
 
 
 def graph_metadata(prompt: Any, extra_pnginfo: Mapping[str, Any] | None) -> dict[str, str]:

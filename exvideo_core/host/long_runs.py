@@ -14,9 +14,8 @@ import latent_preview
 import torch
 
 from ..types import ExVideoError
-from .files import MODEL_FOLDER, throw_if_interrupted
+from .files import MODEL_FOLDER, RUNS, throw_if_interrupted
 
-RUNS = "runs"
 _IN_NO_NAME = re.compile(r"[\0\ud800-\udfff]")
 """Characters that no file's name has: NUL, and halves of a pair that JSON can carry."""
 

@@ -17,12 +17,12 @@ from ..post_tuning.engine import Engine
 from ..post_tuning.recipe import Recipe
 from ..post_tuning.training import Progress, Training
 from ..types import ClipShape, ExVideoError
+from .files import CACHE
 from .identity import model_identity
 from .learning import Encoder, computes_in_half, latent_scale, trainable, training_memory
 from .patch import require_svd, without_extension
 
 EXTENSION, CURVE = "extension.safetensors", "losses.png"
-CACHE = "post_tuning_cache"
 
 log = logging.getLogger(__name__)
 

@@ -3,10 +3,12 @@
 import gc
 import json
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
+import folder_paths
 import imageio_ffmpeg
 import pytest
 import torch
@@ -122,6 +124,71 @@ def compare_gradients(checkpoint, layout, frames, height, width, budget, level):
     assert len(theirs[1]) == 528
     assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
     assert apart(ours[1], theirs[1]) < 1e-4
+
+
+# --- folders ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch):
+    """The host's output folder; `exvideo` in it is a link to another disk, say."""
+    folder = tmp_path / "output"
+    (tmp_path / "disk").mkdir()
+    folder.mkdir()
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(folder))
+    return folder
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there links need a permission")
+def test_runs_may_be_kept_behind_a_link(output, tmp_path):
+    (output / "exvideo").symlink_to(tmp_path / "disk")
+    for name, subfolder in {"a": "exvideo/a", "a/b": "exvideo/a/b", str(output / "exvideo" / "c"): "exvideo/c"}.items():
+        folder, told = host.run_folder(name)
+        assert (folder, told) == ((output / subfolder).resolve(), subfolder)
+    for name in ("", ".", "..", "../outside", str(tmp_path / "disk"), str(tmp_path / "elsewhere")):
+        with pytest.raises(ExVideoError, match="does not name one"):
+            host.run_folder(name)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "\ud800", "a\udc80", "a/" + "\u6620" * 300])
+def test_a_run_s_name_that_no_folder_can_have_is_refused(output, name):
+    with pytest.raises(ExVideoError, match="does not name one: choose a name such as post_tuning"):
+        host.run_folder(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("post_tuning_cache", "the encoded clips of all runs, which may be deleted"),
+        ("post_tuning_cache/mine", "the encoded clips of all runs, which may be deleted"),
+        ("mine/post_tuning_cache", "the encoded clips of all runs, which may be deleted"),
+        ("other/../Post_Tuning_Cache", "the encoded clips of all runs, which may be deleted"),
+        ("runs", "the Long Sampler's runs"),
+        ("runs/holiday", "the Long Sampler's runs"),
+    ],
+)
+def test_a_run_is_not_kept_among_other_things(output, name, what):
+    with pytest.raises(ExVideoError, match=rf"^A run is kept in .*, and output/exvideo/\S+ is for {what}: choose"):
+        host.run_folder(name)
+    assert host.run_folder("mine/runs")[1] == "exvideo/mine/runs"
+
+
+def test_what_videos_are_there_is_what_the_host_compares(nodes, tmp_path, caplog):
+    """Also behind links; of a folder that another node names nothing is known."""
+    compared = nodes["ExVideoPostTune"].fingerprint_inputs
+    for nothing in (None, "", " ", str(tmp_path), "~nosuchuser/x", "n" * 300):
+        assert compared(videos=nothing) == []
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.mp4").touch()
+    before = compared(videos=str(tmp_path / "videos"))
+    (tmp_path / "videos" / "link").symlink_to(tmp_path / "elsewhere")
+    after = compared(videos=str(tmp_path / "videos"))
+    assert [name for name, *_ in after if name not in str(before)] == [str(tmp_path / "videos" / "link" / "b.mp4")]
+    assert compared(videos=str(tmp_path / "videos")) == after
+    (tmp_path / "elsewhere" / "b.mp4").write_bytes(b"other")
+    assert compared(videos=str(tmp_path / "videos")) != after
 
 
 # --- whole trainings -------------------------------------------------------------------------------------------

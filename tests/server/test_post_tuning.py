@@ -96,9 +96,12 @@ def test_the_page_leaves_the_seed_so_that_a_stopped_run_goes_on(object_info):
     ("inputs", "message"),
     [
         ({"videos": "nowhere"}, r"There is no folder .*nowhere"),
+        ({"videos": "~nosuchuser/x"}, r"There is no folder .*~nosuchuser"),
         ({"videos": " "}, "needs a folder of videos"),
         ({"run_name": "a\0b"}, r"does not name one: choose a name such as post_tuning"),
         ({"run_name": "../../outside"}, r"does not name one: choose a name such as post_tuning"),
+        ({"run_name": "n" * 300}, r"does not name one: choose a name such as post_tuning"),
+        ({"run_name": "post_tuning_cache"}, r"is for the encoded clips .*: choose another name, such as post_tuning"),
         ({"num_frames": 100}, "None of the 1 files .* has 30 frames"),
     ],
 )
