@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,9 +66,10 @@ def post_tune(
         The extension, and the loss of each step.
 
     Raises:
-        ExVideoError: videos, sizes or an extension that do not fit, a loss that is no longer a number, or files that
-            had to be kept and could not be written.
+        ExVideoError: videos, sizes or an extension that do not fit, a folder that nothing can be written to, a loss
+            that is no longer a number, or files that had to be kept and could not be written.
     """
+    _require_writable(folder)
     require_svd(model)
     extension = longer_extension(extension, num_frames)
     shape = ClipShape.of_pixels(num_frames or extension.num_frames, *size)
@@ -94,6 +97,27 @@ def post_tune(
                 if training.progress.step and not engine.rank:
                     _keep(result, training.progress.losses, folder, must_keep and ended)
     return result, training.progress.losses
+
+
+def _require_writable(folder: Path) -> None:
+    """Look before hours of training whether a folder can keep them. Of one that is yet to be made, what it will be in.
+
+    Raises:
+        ExVideoError: it cannot.
+    """
+    try:
+        place = folder
+        with suppress(FileNotFoundError):
+            folder.lstat()  # a name that the system has none of, or in what is no folder
+        while not os.path.lexists(place):
+            place = place.parent
+        probe = place / f".exvideo.{os.getpid()}.part"
+        probe.touch()
+        probe.unlink(missing_ok=True)  # of several processes another may have been first
+    except OSError as error:
+        raise ExVideoError(
+            f"A training cannot be kept in {folder} ({error.strerror}): choose a folder that can be written to."
+        ) from error
 
 
 def _keep(extension: Extension, losses: list[float], folder: Path, must: bool) -> None:

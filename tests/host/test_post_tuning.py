@@ -26,6 +26,7 @@ from dev import reference
 from dev.inside import svd_model
 
 SCALE = 0.18215
+LINKS = pytest.mark.skipif(sys.platform == "win32", reason="there links need a permission")
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def output(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there links need a permission")
+@LINKS
 def test_runs_may_be_kept_behind_a_link(output, tmp_path):
     (output / "exvideo").symlink_to(tmp_path / "disk")
     for name, subfolder in {"a": "exvideo/a", "a/b": "exvideo/a/b", str(output / "exvideo" / "c"): "exvideo/c"}.items():
@@ -173,6 +174,7 @@ def test_a_run_is_not_kept_among_other_things(output, name, what):
     assert host.run_folder("mine/runs")[1] == "exvideo/mine/runs"
 
 
+@LINKS
 def test_what_videos_are_there_is_what_the_host_compares(nodes, tmp_path, caplog):
     """Also behind links; of a folder that another node names nothing is known."""
     compared = nodes["ExVideoPostTune"].fingerprint_inputs
@@ -383,6 +385,20 @@ def test_a_finished_run_whose_extension_cannot_be_written_gives_it_back_or_says_
     with pytest.raises(KeyboardInterrupt):
         tune(3, on_step=stop, must_keep=True)
     assert same(learned, tune(2, "another")[0])
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", pytest.param("link", marks=LINKS), "n" * 300])
+def test_a_folder_that_nothing_can_be_written_to_is_told_before_any_work(tune, tmp_path, name):
+    """And looking leaves nothing behind, nor the folder of a run that is never begun."""
+    (tmp_path / "file").write_text("a file")
+    if name == "link":
+        (tmp_path / name).symlink_to(tmp_path / "nowhere" / "at" / "all")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ExVideoError, match=r"^A training cannot be kept in .* \(.*\): choose a folder that can be"):
+        tune(1, name)
+    with pytest.raises(ExVideoError, match="There is no folder"):
+        tune(1, "a/new/run", folder=tmp_path / "none")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_lengths_from_one_frame_to_more_than_the_extension_has(tune, loaded):

@@ -135,6 +135,7 @@ def same(one, other, tolerance=0.0):
         (["--steps=1", "--size=big"], "A size is width x height in pixels, such as 512x512; got big."),
         (["--steps=1", "--videos=/nowhere"], "There is no folder /nowhere"),
         (["--steps=1", "--save-every=0"], "Post-tuning needs at least 1 for save_every, got 0."),
+        (["--steps=1", f"--output={__file__}"], f"A training cannot be kept in {__file__} ("),
         (["--steps=1", "--shard"], "start it by accelerate launch or torchrun."),
     ],
 )
