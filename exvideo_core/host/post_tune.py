@@ -17,14 +17,14 @@ from ..post_tuning.cache import cache_clips
 from ..post_tuning.curve import loss_curve
 from ..post_tuning.engine import Engine
 from ..post_tuning.recipe import Recipe
-from ..post_tuning.training import Progress, Training
+from ..post_tuning.training import EXTENSION, Progress, Training
 from ..types import ClipShape, ExVideoError
 from .files import CACHE
 from .identity import model_identity
 from .learning import Encoder, computes_in_half, latent_scale, trainable, training_memory
 from .patch import require_svd, without_extension
 
-EXTENSION, CURVE = "extension.safetensors", "losses.png"
+CURVE = "losses.png"
 
 log = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,17 @@ from .engine import MOMENTS, Engine, Parameters
 from .objective import draw, loss, noise_like
 from .recipe import Recipe
 
-STATE = "training.state"
-"""A .safetensors file, under a name that no list of models shows."""
+STATE, EXTENSION = "training.state", "extension.safetensors"
+"""What a run keeps. The state is a .safetensors file, under a name that no list of models shows."""
+_BEFORE = ".before"
+"""In the names of state and extension of another run that was in the folder before."""
+_WORDS = {
+    "clips": "the clips (their size, and names, places and dates of the videos)",
+    "start": "the extension to start from",
+    "base": "the base",
+    "processes": "the number of processes",
+}
+"""Settings by other names than the person gave them."""
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +82,7 @@ class Training:
         self._average = {key: parameter.detach().cpu().clone() for key, parameter in parameters.items()}
         self._denoise, self._parameters = self._engine.prepare(denoise, parameters, recipe)
         self._begun_from = fingerprint(start.tensors)
+        self._over_another = False
         self.progress = Progress()
 
     def run(self, on_step: Callable[[Progress], None] = lambda progress: None) -> Extension:
@@ -171,17 +182,25 @@ class Training:
         texts = {"step": str(self.progress.step), "losses": json.dumps(self.progress.losses)}
         texts |= {"taken": str(self._engine.taken()), "scaler": json.dumps(self._engine.scaling())}
         texts |= {"recipe": json.dumps(self._settings())}
+        if self._over_another:
+            self._set_aside()
         save_tensors(self._folder / STATE, tensors, texts)
 
     def load(self) -> bool:
-        """Go on from the state in the folder, where there is one of the same settings; says whether there was."""
+        """Go on from the state in the folder, where there is one of the same settings; says whether there was.
+
+        One of other settings gets another name when there is something of this run to take its place.
+        """
         if self._folder is None or not (self._folder / STATE).exists():
             return False
         with open_tensors(self._folder / STATE, "Remove it to begin anew.") as (file, shapes):
             texts = file.metadata()
             same = all(shapes.get(f"parameter.{key}") == p.shape for key, p in self._parameters.items())
+            settings = self._settings()
             # What a state of an older version does not know, it does not deny.
-            if not same or not json.loads(texts["recipe"]).items() <= self._settings().items():
+            other = [name for name, was in json.loads(texts["recipe"]).items() if settings.get(name) != was]
+            if other or not same:
+                self._begin_over(other)
                 return False
             step = int(texts["step"])
             for key, parameter in self._parameters.items():
@@ -194,6 +213,26 @@ class Training:
             self.progress = Progress(step, json.loads(texts["losses"]))
         return True
 
+    def _begin_over(self, other: list[str]) -> None:
+        self._over_another = True
+        if not self._engine.rank:
+            differs = ", ".join(_WORDS.get(name, name) for name in other) or "the length of its extension"
+            kept = " and ".join(_before(Path(name)).name for name in (STATE, EXTENSION))
+            log.warning(
+                "ExVideo post-tuning begins anew: the run in %s is of other settings: %s. It will stay there as %s.",
+                self._folder,
+                differs,
+                kept,
+            )
+
+    def _set_aside(self) -> None:
+        """Give another name to what another run left in the folder. Of one run only: a state is large."""
+        assert self._folder is not None
+        for path in (self._folder / STATE, self._folder / EXTENSION):
+            with suppress(OSError):  # none, or in use: then it is replaced as a whole
+                path.replace(_before(path))
+        self._over_another = False
+
     def _settings(self) -> dict[str, Any]:
         """What must be the same for a run to go on: all but how long it is and how often it is kept."""
         settings: dict[str, Any] = asdict(self._recipe)
@@ -201,3 +240,7 @@ class Training:
             settings.pop(free)
         settings |= {"clips": self._clips.identity, "start": self._begun_from, "base": self._base}
         return {**settings, "processes": self._engine.processes}
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(f"{path.stem}{_BEFORE}{path.suffix}")

@@ -13,7 +13,7 @@ from exvideo_core.extension import Extension
 from exvideo_core.post_tuning.cache import Clip
 from exvideo_core.post_tuning.engine import Engine
 from exvideo_core.post_tuning.recipe import Recipe
-from exvideo_core.post_tuning.training import STATE, Training
+from exvideo_core.post_tuning.training import EXTENSION, STATE, Training
 from exvideo_core.types import ExVideoError
 
 HIGHEST = 2.0**13
@@ -102,6 +102,29 @@ def test_a_run_of_another_base_is_another_run(tmp_path):
     assert training(tmp_path, base="one").load()
     assert not training(tmp_path, base="other").load()
     assert not training(tmp_path, base="one", learning_rate=0.2).load()
+
+
+def test_a_run_of_other_settings_is_told_and_kept_when_another_takes_its_place(tmp_path, caplog):
+    """The warning says what differs; before the other run has something of its own, nothing is moved."""
+    stopped(tmp_path, 6, base="one")
+    state, extension = tmp_path / STATE, tmp_path / EXTENSION
+    extension.write_bytes(b"of the first run")
+    first = state.read_bytes()
+    assert training(tmp_path, base="one").load()
+    assert "begins anew" not in caplog.text
+    other = training(tmp_path, base="other", learning_rate=0.2)
+    assert not other.load()
+    assert f"begins anew: the run in {tmp_path} is of other settings: learning_rate, the base." in caplog.text
+    assert "training.before.state and extension.before.safetensors" in caplog.text
+    assert (state.read_bytes(), sorted(tmp_path.iterdir())) == (first, [extension, state])
+    other.run()
+    assert (tmp_path / "training.before.state").read_bytes() == first
+    assert (tmp_path / "extension.before.safetensors").read_bytes() == b"of the first run"
+    assert training(tmp_path, base="other", learning_rate=0.2).load()
+    # The state beside it is only of the run before, however often the new one is kept.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "extension.before.safetensors", "training.before.state", STATE,
+    ]  # fmt: skip
 
 
 def test_a_state_of_an_older_version_is_gone_on_with(tmp_path):

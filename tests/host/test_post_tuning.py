@@ -283,6 +283,7 @@ def test_other_settings_videos_or_beginnings_are_another_run(tune, tmp_path, loa
     """Two steps each under the same name: going on with the run before would give its losses."""
     _, losses = tune(2)
     assert tune(2)[1] == losses
+    learned = (tmp_path / "run" / "extension.safetensors").read_bytes()
     # As many clips, of the same length.
     folder = make_videos(tmp_path / "others", 1, "testsrc2=size=80x64:rate=30", "rgbtestsrc=size=64x64:rate=30")
     start = new_extension(host.base_weights(loaded[0]), FRAMES)
@@ -290,6 +291,9 @@ def test_other_settings_videos_or_beginnings_are_another_run(tune, tmp_path, loa
         before, losses = losses, tune(2, **change)[1]
         assert len(losses) == 2
         assert losses != before, change
+        # What the run before learned is still there.
+        assert (tmp_path / "run" / "extension.before.safetensors").read_bytes() == learned
+        learned = (tmp_path / "run" / "extension.safetensors").read_bytes()
 
 
 def test_another_base_is_another_run(tune, loaded, extension):
