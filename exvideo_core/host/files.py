@@ -152,8 +152,7 @@ def run_folder(name: str) -> tuple[Path, str]:
     """
     # Which may itself be a link, to a larger disk, say.
     runs = Path(folder_paths.get_output_directory(), MODEL_FOLDER).resolve()
-    # No path holds a NUL, so none with one can be looked up.
-    folder = runs if "\0" in name else _folder_in(runs, name)
+    folder = folder_in(runs, name)
     if runs not in folder.parents:
         raise ExVideoError(
             f"A run is kept in a folder of its own in output/{MODEL_FOLDER}, and {name!r} does not name one: choose a "
@@ -171,7 +170,7 @@ def run_folder(name: str) -> tuple[Path, str]:
     return folder, Path(MODEL_FOLDER, inside).as_posix()
 
 
-def _folder_in(parent: Path, name: str) -> Path:
+def folder_in(parent: Path, name: str) -> Path:
     """A folder by its name; the parent itself where that leads out of it, or the system has no such names."""
     try:
         name.encode()  # as the page and other programs are told it

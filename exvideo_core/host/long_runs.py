@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,7 @@ import latent_preview
 import torch
 
 from ..types import ExVideoError
-from .files import MODEL_FOLDER, RUNS, throw_if_interrupted
-
-_IN_NO_NAME = re.compile(r"[\0\ud800-\udfff]")
-"""Characters that no file's name has: NUL, and halves of a pair that JSON can carry."""
+from .files import MODEL_FOLDER, RUNS, folder_in, throw_if_interrupted
 
 
 def long_run_folder(name: str) -> Path:
@@ -27,7 +23,7 @@ def long_run_folder(name: str) -> Path:
         ExVideoError: a name that leads out of there.
     """
     runs = Path(folder_paths.get_output_directory(), MODEL_FOLDER, RUNS).resolve()
-    folder = runs if _IN_NO_NAME.search(name) else (runs / name).resolve()
+    folder = folder_in(runs, name)
     if runs not in folder.parents:
         raise ExVideoError(
             f"A long run is kept in a folder of its own in output/{MODEL_FOLDER}/{RUNS}, and {name!r} does not name "
