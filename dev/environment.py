@@ -208,6 +208,8 @@ def _write_stamp(prints: dict[str, str]) -> None:
 
 def _pip(purpose: str, *arguments: str) -> None:
     command, *rest = arguments
+    if command == "install":
+        rest = ["--no-compile", *rest]  # Python compiles the few modules of them that are used
     _run(purpose, [str(PYTHON), "-m", "pip", command, "--quiet", "--no-input", "--disable-pip-version-check", *rest])
 
 

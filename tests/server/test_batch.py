@@ -24,7 +24,7 @@ SETTINGS = {
     "3.num_frames": 2,
     "ExVideoSampler.steps": 1,
 }
-LONG = {"3.num_frames": 32, "ExVideoConditioning.width": 128, "ExVideoConditioning.height": 128}
+LONG = {"3.num_frames": 32, "ExVideoConditioning.width": 96, "ExVideoConditioning.height": 96}
 
 
 def words(*arguments, url, output, **settings):

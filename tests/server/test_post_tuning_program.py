@@ -96,15 +96,15 @@ def test_two_processes_learn_as_one(program, one, tmp_path):
     same(one, tmp_path / "two", tolerance=1e-6)
 
 
-DEEPSPEED = pytest.mark.skipif(
-    not (find_spec("deepspeed") and shutil.which("c++")), reason="DeepSpeed is on Linux only, and takes a C++ compiler"
-)
+HAS_DEEPSPEED = bool(find_spec("deepspeed") and shutil.which("c++"))
+DEEPSPEED = pytest.mark.skipif(not HAS_DEEPSPEED, reason="DeepSpeed is on Linux only, and takes a C++ compiler")
 
 
 @pytest.mark.parametrize(
     ("begun", "gone_on"),
     [
-        pytest.param(TWO, FSDP, id="--shard, then FSDP"),
+        # Where there is DeepSpeed, the other two begin and go on in every way.
+        pytest.param(TWO, FSDP, id="--shard, then FSDP", marks=[pytest.mark.long] if HAS_DEEPSPEED else []),
         pytest.param(TWO, ZERO_2, id="--shard, then ZeRO", marks=DEEPSPEED),
         pytest.param(ZERO_2, FSDP, id="ZeRO, then FSDP", marks=DEEPSPEED),
     ],
