@@ -185,7 +185,7 @@ def _encode(command: list[str], frames: Iterator[memoryview], waiting: Callable[
 
 def _listen(stderr: IO[bytes], said: bytearray) -> None:
     """Keep the beginning of what a process says, and let it say the rest."""
-    while part := stderr.read(1 if len(said) < _ENOUGH else 4096):
+    while part := stderr.read(4096):
         said += part[: max(_ENOUGH - len(said), 0)]
 
 

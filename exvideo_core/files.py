@@ -119,14 +119,17 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
 
 
 def require_writable(folder: Path) -> None:
-    """Write a hidden file into a folder, made where it is missing, and remove it: permissions alone do not tell.
+    """Write a hidden file into a folder and remove it: permissions alone do not tell. Of a folder that is yet to be
+    made, into what it will be in.
 
     Raises:
-        OSError: nothing can be written there.
+        OSError: nothing can be written there, or there cannot be such a folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        folder.lstat()  # a name that the system has none of, or in what is no folder
+    place = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     # As whole_or_nothing calls its own: nobody else's.
-    probe = folder / f".probe.{os.getpid()}.part"
+    probe = place / f".probe.{os.getpid()}.part"
     try:
         probe.write_bytes(b"0")  # on a full disk an empty file can still be made
     finally:

@@ -59,8 +59,8 @@ def _with_inputs(prefix: str, prompt: Mapping[str, Any]) -> str:
 
 def _checked(prefix: str) -> str:
     names = re.split(r"[/\\]", prefix)
-    devices = [name.split(".")[0].strip().upper() for name in names]
-    if not devices[-1] or any(ord(sign) < 32 for sign in prefix) or not _RESERVED.isdisjoint(devices):
+    stems = [name.split(".")[0].strip().upper() for name in names]
+    if not stems[-1] or any(ord(sign) < 32 for sign in prefix) or not _RESERVED.isdisjoint(stems):
         raise ExVideoError(f"No file can be called {prefix!r} on every system: choose a name such as video/ExVideo.")
     # Also one that leads back into the output folder, which the host takes: the page could not find its files.
     if PureWindowsPath(prefix).anchor:

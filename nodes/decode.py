@@ -42,8 +42,7 @@ class ExVideoDecode(io.ComfyNode):
         centred_blend: bool = False,
     ) -> io.NodeOutput:
         latents = clip_latents(samples)
-        # In a loop, a window may go round more than once.
-        decode = host.frame_decoder(vae, latents, window if loop else min(window, len(latents)))
+        decode = host.frame_decoder(vae, latents, window, loop)
         frames = decode_windows(latents, decode, window, overlap, host.progress(), loop, centred_blend)
         # Clipping to the range of pixels comes after blending, or overlapped windows would not blend exactly. One by
         # one, for the host makes copies, and of a long clip there is room for one.

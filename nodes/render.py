@@ -115,8 +115,7 @@ class ExVideoRender(io.ComfyNode):
         format_named(format)
         keep_latents = _kept(keep_latents)
         overlapped_windows(len(latents), window, overlap)  # checks the numbers
-        # In a loop, a window may go round more than once.
-        decode = host.frame_decoder(vae, latents, window if loop else min(window, len(latents)))
+        decode = host.frame_decoder(vae, latents, window, loop)
 
         def pixels() -> Iterator[torch.Tensor]:
             for frame in decoded_frames(latents, decode, window, overlap, host.interruptible, loop, centred_blend):

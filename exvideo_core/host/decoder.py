@@ -19,11 +19,10 @@ from .memory import OUT_OF_MEMORY, work
 log = logging.getLogger(__name__)
 
 
-def frame_decoder(vae: Any, latents: torch.Tensor, frames: int) -> Decoder:
+def frame_decoder(vae: Any, latents: torch.Tensor, window: int, loop: bool = False) -> Decoder:
     """A decoder of windows of this clip: latents [n, 4, h, w] → unclipped frames [n, H, W, 3] of the VAE's scale.
 
-    Memory is planned for windows of as many as `frames`. SVD's own decoder works in chunks, with the same result; any
-    other as the host has it.
+    SVD's own decoder works in chunks, with the same result; any other as the host has it.
 
     Raises:
         ExVideoError: the autoencoder is of latents of another kind.
@@ -34,6 +33,8 @@ def frame_decoder(vae: Any, latents: torch.Tensor, frames: int) -> Decoder:
             f"SVD's autoencoder takes latents of {LATENT_CHANNELS} channels and 2 dimensions, but the connected VAE "
             f"takes {channels} and {dimensions}: connect the VAE of the SVD checkpoint."
         )
+    # In a loop, a window may go round more than once.
+    frames = window if loop else min(window, len(latents))
     decoder = getattr(vae.first_stage_model, "decoder", None)
     if not isinstance(decoder, VideoDecoder) or decoder.time_mode != "conv-only":
         one_frame = vae.memory_used_decode((1, *latents.shape[1:]), vae.vae_dtype)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..budget import training_budget
 from ..extension import Extension, longer_extension, write_extension
-from ..files import whole_or_nothing
+from ..files import require_writable, whole_or_nothing
 from ..post_tuning.cache import cache_clips
 from ..post_tuning.curve import loss_curve
 from ..post_tuning.engine import Engine
@@ -69,7 +67,12 @@ def post_tune(
         ExVideoError: videos, sizes or an extension that do not fit, a folder that nothing can be written to, a loss
             that is no longer a number, or files that had to be kept and could not be written.
     """
-    _require_writable(folder)
+    try:
+        require_writable(folder)  # before hours of training that it could not keep
+    except OSError as error:
+        raise ExVideoError(
+            f"A training cannot be kept in {folder} ({error.strerror}): choose a folder that can be written to."
+        ) from error
     require_svd(model)
     extension = longer_extension(extension, num_frames)
     shape = ClipShape.of_pixels(num_frames or extension.num_frames, *size)
@@ -97,27 +100,6 @@ def post_tune(
                 if training.progress.step and not engine.rank:
                     _keep(result, training.progress.losses, folder, must_keep and ended)
     return result, training.progress.losses
-
-
-def _require_writable(folder: Path) -> None:
-    """Look before hours of training whether a folder can keep them. Of one that is yet to be made, what it will be in.
-
-    Raises:
-        ExVideoError: it cannot.
-    """
-    try:
-        place = folder
-        with suppress(FileNotFoundError):
-            folder.lstat()  # a name that the system has none of, or in what is no folder
-        while not os.path.lexists(place):
-            place = place.parent
-        probe = place / f".exvideo.{os.getpid()}.part"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # of several processes another may have been first
-    except OSError as error:
-        raise ExVideoError(
-            f"A training cannot be kept in {folder} ({error.strerror}): choose a folder that can be written to."
-        ) from error
 
 
 def _keep(extension: Extension, losses: list[float], folder: Path, must: bool) -> None:

@@ -1,20 +1,16 @@
 """Files of a long run: those of another run, or of another part, are made again; a folder that takes none is told."""
 
-import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from dev.small_disk import on_small_disk
 from exvideo_core.files import checksum, save_tensors
 from exvideo_core.plan import chain_segments
 from exvideo_core.run_store import RunStore
 from exvideo_core.types import LatentShape
 
-ROOT = Path(__file__).parents[2]
 SHAPE, STEPS = LatentShape(13, 4, 8, 8), 3
 SEGMENTS = chain_segments(SHAPE.frames, 5, 1, 0)
 SETTINGS = {"seed": 5, "size": 64, "steps": STEPS}
@@ -124,9 +120,6 @@ def test_latents_of_another_shape_are_made_again(tmp_path, caplog):
     assert "for it is of another shape ([4, 4, 16, 4], and should be [4, 4, 8, 8])" in caplog.text
 
 
-MOUNT = 'mount -t tmpfs -o size=400k tmpfs "$1" && exec "$0" -P -c "$2" "$1" "$3"'
-"""A small disk, in a namespace of its own, so that it is gone when the process is."""
-
 SCRIPT = """
 import json, subprocess, sys
 from pathlib import Path
@@ -183,16 +176,9 @@ print(json.dumps(said))
 
 @pytest.mark.parametrize(("how", "why"), [("read-only", "Read-only file system"), ("full", "No space left on device")])
 def test_a_folder_that_takes_no_more_is_told_before_any_sampling(tmp_path, how, why):
-    unshare = shutil.which("unshare")
-    namespace = [unshare, "--user", "--map-root-user", "--mount", "sh", "-c", MOUNT, sys.executable, str(tmp_path)]
-    if unshare is None or subprocess.run([*namespace, "pass"], capture_output=True, check=False).returncode:
+    said = on_small_disk(tmp_path, "400k", SCRIPT, str(tmp_path), how)
+    if said is None:
         pytest.skip("no small disk can be made here")
-    done = subprocess.run(
-        [*namespace, SCRIPT, how],
-        capture_output=True, text=True, check=False, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
     for run in ("part", "steps", "new"):
         text, sampled = said[run]
         assert text.startswith(f"A long run cannot be kept in {tmp_path / run} (")

@@ -1,17 +1,8 @@
 """A disk that is full: one clear sentence, nothing half written, and what was there before is still there."""
 
-import json
-import shutil
-import subprocess
-import sys
-
 import pytest
 
-from dev.environment import ROOT
-
-SIZE = "400k"
-MOUNT = 'mount -t tmpfs -o size={size} tmpfs "$1" && shift && exec "$@"'
-"""A small disk, in a namespace of its own, so that it is gone when the process is."""
+from dev.small_disk import on_small_disk
 
 SCRIPT = """
 import json, sys, tempfile
@@ -57,19 +48,12 @@ print(json.dumps(told))
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     """What was attempted on a small disk → the error's text, and files that are new or changed."""
-    unshare = shutil.which("unshare")
     base = tmp_path_factory.mktemp("full")
     (base / "output").mkdir()
-    namespace = [unshare, "--user", "--map-root-user", "--mount", "sh", "-c", MOUNT.format(size=SIZE), "sh"]
-    small = [*namespace, str(base / "output")]
-    if unshare is None or subprocess.run([*small, "true"], capture_output=True, check=False).returncode:
+    said = on_small_disk(base / "output", "400k", SCRIPT, str(base))
+    if said is None:
         pytest.skip("no small disk can be made here")
-    done = subprocess.run(
-        [*small, sys.executable, "-P", "-c", SCRIPT, str(base)],
-        capture_output=True, text=True, check=False, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return said
 
 
 @pytest.mark.parametrize(
