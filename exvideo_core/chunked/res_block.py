@@ -97,7 +97,8 @@ def _along_time(work: Work, conv: Any, norm: Any, clip: torch.Tensor) -> Iterato
 def normalised_chunk(
     conv: Any, x: torch.Tensor, mean: Any, var: Any, weight: Any, bias: Any, eps: float
 ) -> torch.Tensor:
-    if torch.is_grad_enabled():
+    # Apple's GPUs end the process where such a call mixes precisions (pytorch issue 154887).
+    if torch.is_grad_enabled() or x.device.type == "mps":
         mean, scale, bias = (v[:, None, None] for v in (mean, weight * (var + eps).rsqrt(), bias))
         return _from_volume(conv(_to_volume(F.silu(((x.to(mean) - mean) * scale + bias).to(x)))))
     # What a normalisation over groups does with given statistics is one over channels, computed in float32.
