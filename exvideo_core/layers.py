@@ -96,6 +96,12 @@ class PositionLayers(nn.ModuleList):
     def num_frames(self) -> int:
         return next(iter(self)).num_frames
 
+    def weights(self) -> Iterator[PositionWeights]:
+        """Of each layer, copied to main memory."""
+        for layer in self:
+            kept = (layer.table.weight, layer.conv.weight, layer.conv.bias)
+            yield PositionWeights(*(weight.detach().to("cpu", copy=True) for weight in kept))
+
     def change_nothing_on(self, rows: Sequence[int]) -> bool:
         """Whether a clip of these rows is just as SVD itself would have it: short, and no training behind it."""
         return self._are_new and len(rows) <= TRAINED_FRAMES and list(rows) == list(range(len(rows)))

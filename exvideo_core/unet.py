@@ -118,7 +118,7 @@ class _Maps:
             self.patches["input_block_patch_after_skip"] = [self._pass_on]
 
     def _park(self, h: torch.Tensor, _options: Any) -> torch.Tensor:
-        self._parked.append(Parked(h))
+        self._parked.append(Parked(h, self._work.pin))
         self._passing.append(h)
         return stand_in(h, h.shape)
 

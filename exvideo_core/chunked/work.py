@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
-from ..budget import chunks
+from ..budget import MIB, chunks
 
 Affine = Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Weight and bias of a normalisation module as they act on a tensor, wherever and however they are stored."""
 Arithmetic = Callable[..., torch.Tensor]
 """What is done to one chunk."""
+BLOCK = 64 * MIB
+"""Bytes of main memory that maps are parked in at a time."""
 
 
 class Source(Protocol):
@@ -33,6 +36,7 @@ class Work:
         budget: bytes of working memory beside the maps that a layer has to hold; None works on all at once.
         affine: see `Affine`.
         park: keep skip connections in main memory until they are needed.
+        pin: in memory that is page-locked, which the device copies from while it works on.
         check: called before each chunk; raises to end the pass there.
         compile: makes a chunk's arithmetic faster, where nobody looks at the host's options; None leaves it as it is.
         pending: inputs of the next ResNet block, kept apart instead of concatenated along their channels.
@@ -41,6 +45,7 @@ class Work:
     budget: int | None = None
     affine: Affine = lambda module, x: (module.weight, module.bias)
     park: bool = False
+    pin: bool = False
     check: Callable[[], None] = lambda: None
     compile: Callable[[Arithmetic], Arithmetic] | None = None
     pending: list[Source] = field(default_factory=list)
@@ -57,20 +62,48 @@ class Work:
 
 
 class Parked:
-    """Maps in main memory, page-locked where they come from another device, so that it need not wait for them."""
+    """Maps in main memory, in blocks of some frames.
 
-    def __init__(self, x: torch.Tensor):
-        self._device = x.device
-        # Copies to and from run in the order of the other work, so x may be written over at once.
-        self._kept = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=x.device.type != "cpu")
-        self._kept.copy_(x, non_blocking=True)
+    Page-locked memory comes in powers of two, and stays with torch for the next that ask for as much: maps of SVD's
+    widths in one piece each would take 1.6 times their size.
+
+    Args:
+        x: all maps.
+        pin: whether to page-lock the memory, as far as there is enough that can be.
+    """
+
+    def __init__(self, x: torch.Tensor, pin: bool = False):
+        self._device, self._shape = x.device, x.shape
+        self._frames = frames_in_a_block(x)
+        self._blocks = [_in_main_memory(block, pin) for block in torch.split(x, self._frames)]
 
     @property
     def shape(self) -> torch.Size:
-        return self._kept.shape
+        return self._shape
 
     def __getitem__(self, some: slice) -> torch.Tensor:
-        return self._kept[some].to(self._device, non_blocking=True)
+        start, stop, _ = some.indices(self._shape[0])
+        out = torch.empty((stop - start, *self._shape[1:]), dtype=self._blocks[0].dtype, device=self._device)
+        for number in range(start // self._frames, -(-stop // self._frames)):
+            first = number * self._frames
+            block = self._blocks[number][max(start - first, 0) : stop - first]
+            out[max(first - start, 0) :][: len(block)].copy_(block, non_blocking=block.is_pinned())
+        return out
+
+
+def frames_in_a_block(x: torch.Tensor) -> int:
+    """How many frames of maps are parked together."""
+    return max(BLOCK // (x[0].numel() * x.element_size()), 1)
+
+
+def _in_main_memory(x: torch.Tensor, pin: bool) -> torch.Tensor:
+    kept = torch.empty(x.shape, dtype=x.dtype, device="cpu")
+    if pin:
+        # Where no more can be locked, the device waits for its copies.
+        with suppress(RuntimeError):
+            kept = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True)
+    # A copy that is not waited for runs in the order of the other work, so x may be written over at once.
+    return kept.copy_(x, non_blocking=kept.is_pinned())
 
 
 class Upsampled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import comfy.model_management
@@ -14,7 +15,7 @@ from ..budget import BUDGETS, CPU_BUDGET, Decoding, plan_decoding, smaller_decod
 from ..chunked import decode
 from ..decode import Decoder, decode_tiles
 from ..types import LATENT_CHANNELS, ExVideoError
-from .memory import OUT_OF_MEMORY, work
+from .memory import free_memory, ran_out_of_memory, work
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,7 @@ def frame_decoder(vae: Any, latents: torch.Tensor, window: int, loop: bool = Fal
     decoder = getattr(vae.first_stage_model, "decoder", None)
     if not isinstance(decoder, VideoDecoder) or decoder.time_mode != "conv-only":
         one_frame = vae.memory_used_decode((1, *latents.shape[1:]), vae.vae_dtype)
-        comfy.model_management.load_models_gpu([vae.patcher], memory_required=one_frame * frames)
-        return _of_vae(vae, vae.first_stage_model.decode)
+        return _of_vae(vae, one_frame * frames, vae.first_stage_model.decode)
 
     def plan(free: float) -> Decoding:
         height, width = latents.shape[2:]
@@ -50,7 +50,7 @@ def frame_decoder(vae: Any, latents: torch.Tensor, window: int, loop: bool = Fal
     weights = vae.patcher.model_size()
     needed = plan(comfy.model_management.get_total_memory(vae.device) - weights).needed
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
-    return _InChunks(vae, decoder, plan(comfy.model_management.get_free_memory(vae.device)))
+    return _InChunks(vae, decoder, plan(free_memory(vae.patcher, vae.device)))
 
 
 class _InChunks:
@@ -58,17 +58,18 @@ class _InChunks:
 
     def __init__(self, vae: Any, decoder: Any, plan: Decoding):
         self._plan = plan
-        self._window = _of_vae(vae, lambda latents: decode(work(self._plan.budget), decoder, latents))
+        self._window = _of_vae(vae, plan.needed, lambda latents: decode(work(self._plan.budget), decoder, latents))
         self._say_tiles()
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         while True:
             try:
                 return decode_tiles(latents, self._window, self._plan.rows, self._plan.columns)
-            except OUT_OF_MEMORY:
-                before, self._plan = self._plan, smaller_decoding(self._plan)
-                if self._plan == before:
+            except Exception as error:
+                before, smaller = self._plan, smaller_decoding(self._plan)
+                if smaller == before or not ran_out_of_memory(error):
                     raise
+            self._plan = smaller
             comfy.model_management.soft_empty_cache()
             log.warning("ExVideo Decode ran out of memory and goes on in smaller chunks.")
             if self._plan[1:] != before[1:]:
@@ -84,9 +85,15 @@ class _InChunks:
             )
 
 
-def _of_vae(vae: Any, run: Callable[[torch.Tensor], torch.Tensor]) -> Decoder:
+def _of_vae(vae: Any, needed: float, run: Callable[[torch.Tensor], torch.Tensor]) -> Decoder:
+    # Newer hosts can have an autoencoder on another GPU than the one in use.
+    on_device = getattr(comfy.model_management, "cuda_device_context", nullcontext)
+
     def decode_window(latents: torch.Tensor) -> torch.Tensor:
-        frames = run(latents.to(vae.device, vae.vae_dtype))
+        # Each time: what runs between windows, such as a model that interpolates, may have taken its place.
+        comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
+        with on_device(vae.device):
+            frames = run(latents.to(vae.device, vae.vae_dtype))
         return frames.to(vae.output_device).movedim(1, -1)
 
     return decode_window

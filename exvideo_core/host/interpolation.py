@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from ..interpolate import Between, FlowBetween
+from .memory import ran_out_of_memory
+
+log = logging.getLogger(__name__)
+FLOW_FRAMES = 50
+"""As many frames in float32 are held at once, counted, while one is made between two by their flow."""
+_CPU = torch.device("cpu")
 
 
 def interpolation_socket() -> str | None:
@@ -34,8 +41,32 @@ def between_frames(model: Any = None) -> Between:
     if model is None:
         device = comfy.model_management.get_torch_device()
         # Apple's GPUs cannot warp with repeated edges in all versions of torch.
-        return FlowBetween(torch.device("cpu") if device.type == "mps" else device)
+        return _FlowBetween(_CPU if device.type == "mps" else device)
     return _ModelBetween(model)
+
+
+class _FlowBetween:
+    """By optical flow, on a device of the host; from where its memory runs out, on the CPU."""
+
+    def __init__(self, device: torch.device):
+        self._device, self._between = device, FlowBetween(device)
+
+    def __call__(self, first: torch.Tensor, second: torch.Tensor, times: Sequence[float]) -> Iterator[torch.Tensor]:
+        management, done = comfy.model_management, 0
+        if not management.is_device_cpu(self._device):
+            management.free_memory(FLOW_FRAMES * first.numel() * torch.float32.itemsize, self._device)
+        try:
+            for frame in self._between(first, second, times):
+                yield frame
+                done += 1
+            return
+        except Exception as error:
+            if management.is_device_cpu(self._device) or not ran_out_of_memory(error):
+                raise
+        management.soft_empty_cache()
+        log.warning("ExVideo Interpolate ran out of memory on %s and goes on on the CPU, slower.", self._device)
+        self._device, self._between = _CPU, FlowBetween(_CPU)
+        yield from self._between(first, second, times[done:])
 
 
 class _ModelBetween:

@@ -19,6 +19,7 @@ from ..unet import attention_is_patched
 
 log = logging.getLogger(__name__)
 OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+_OF_DEVICE = getattr(torch, "AcceleratorError", OUT_OF_MEMORY)
 WHOLE_CLIPS = 7 * 4
 """Bytes for each number of a clip's latents that lie on the device while it is denoised in windows: three times in
 float32 in the sampler, twice as conditions, twice as predictions."""
@@ -30,9 +31,23 @@ def affine(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return weight, bias
 
 
-def work(budget: int | None, park: bool = False) -> Work:
+def work(budget: int | None, park: bool = False, pin: bool = False) -> Work:
     """Work on the host's modules, which an interrupt ends before the next chunk."""
-    return Work(budget, affine, park, comfy.model_management.throw_exception_if_processing_interrupted)
+    return Work(budget, affine, park, pin, comfy.model_management.throw_exception_if_processing_interrupted)
+
+
+def free_memory(patcher: Any, device: torch.device) -> int:
+    """Bytes of a device that a model's work can have; newer hosts count weights which they give up when it is short."""
+    ask = getattr(patcher, "get_free_memory", comfy.model_management.get_free_memory)
+    return int(ask(device))
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device has no more memory; newer hosts know more of these."""
+    by_host = getattr(comfy.model_management, "is_oom", None)
+    if by_host is not None:  # clears away what some of them leave behind
+        return bool(by_host(error))
+    return isinstance(error, OUT_OF_MEMORY) or (isinstance(error, _OF_DEVICE) and "out of memory" in str(error))
 
 
 @dataclass
@@ -42,12 +57,14 @@ class Memory:
     Attributes:
         setting: a name in `budget.BUDGETS`.
         channels: of the UNet's first level.
+        patcher: a model on the device, for newer hosts, which see more free memory than there is beside it.
         ran_out: numbers in the latents of a pass in which memory ran out, and bytes that passes as large may work in
             since; None before it ever did.
     """
 
     setting: str
     channels: int
+    patcher: Any = None
     ran_out: tuple[int, int] | None = None
     _tried: int | None = None
     """Bytes that the pass under way works in; None where it is not ours."""
@@ -55,11 +72,11 @@ class Memory:
     def __call__(self, x: torch.Tensor) -> Work:
         """How a pass over latents [videos · frames, C, H, W] is to be done."""
         on_cpu = comfy.model_management.is_device_cpu(x.device)
-        free = 0 if on_cpu else int(comfy.model_management.get_free_memory(x.device))
+        free = 0 if on_cpu else free_memory(self.patcher, x.device)
         self._tried, park, _ = self.plan(x.shape, x.element_size(), x.device, free)
         if self.ran_out is not None and x.numel() >= self.ran_out[0]:
             self._tried, park = min(self._tried, self.ran_out[1]), _has_its_own_memory(x.device)
-        return work(self._tried, park)
+        return work(self._tried, park, park and _can_be_locked(x.device))
 
     def plan(self, shape: Sequence[int], element: int, device: torch.device, free: int) -> Pass:
         """How a pass over latents [frames, C, H, W], of `element` bytes a number, fits into `free` bytes."""
@@ -78,9 +95,9 @@ class Memory:
             try:
                 # The host takes what it adds from lists in here, so a second try needs them whole.
                 return executor(*(_copied(value) for value in args), **kwargs)
-            except OUT_OF_MEMORY:
+            except Exception as error:
                 # What the host does its own way would only run out again.
-                if self._tried is None or self._tried <= MIB:
+                if not ran_out_of_memory(error) or self._tried is None or self._tried <= MIB:
                     raise
             # Only now, without the exception, which holds on to all that the pass had.
             self.ran_out = args[0].numel(), self._tried // 4
@@ -121,6 +138,12 @@ class Memory:
 def _has_its_own_memory(device: torch.device) -> bool:
     """Whether main memory is another than the device's."""
     return device.type not in ("cpu", "mps")
+
+
+def _can_be_locked(device: torch.device) -> bool:
+    """Whether the host locks pages of main memory, and lets a device copy from them without waiting."""
+    management = comfy.model_management
+    return getattr(management, "MAX_PINNED_MEMORY", 0) > 0 and bool(management.device_supports_non_blocking(device))
 
 
 def _copied(value: Any) -> Any:

@@ -99,8 +99,11 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
     clone.attachments[KEY] = patches
 
     positions = PositionLayers(extension.position_weights(strength), comfy.ops.manual_cast)
-    clone.set_additional_models(KEY, [ModelPatcher(positions, model.load_device, model.offload_device)])
-    doing = Memory(memory, model.model.model_config.unet_config["model_channels"])
+    beside = ModelPatcher(positions, model.load_device, model.offload_device)
+    # By this newer hosts make another of it, for another GPU.
+    beside.cached_patcher_init = (_another, (positions, model.load_device, model.offload_device))
+    clone.set_additional_models(KEY, [beside])
+    doing = Memory(memory, model.model.model_config.unet_config["model_channels"], beside)
     # A compiler would not see where layers are led while it traces the UNet, so this part stays as it is; what
     # does the arithmetic of the chunks inside is compiled by itself.
     uncompiled: Callable[..., Any] = torch.compiler.disable(doing.retrying)  # type: ignore[no-untyped-call]
@@ -115,6 +118,12 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
         for wrapper in wrappers:
             clone.add_wrapper_with_key(place, KEY, wrapper)
     return clone
+
+
+def _another(positions: PositionLayers, load_device: Any, offload_device: Any, disable_dynamic: bool = False) -> Any:
+    """The same new parts again, with weights of their own, as a model of the host's."""
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else ModelPatcher
+    return kind(PositionLayers(positions.weights(), comfy.ops.manual_cast), load_device, offload_device)
 
 
 def without_extension(model: Any) -> Any:

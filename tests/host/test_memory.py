@@ -6,7 +6,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from exvideo_pack.exvideo_core import budget, chunked, host, unet
 from exvideo_pack.exvideo_core.extension import new_extension
-from exvideo_pack.exvideo_core.host import memory
+from exvideo_pack.exvideo_core.host import interpolation, memory
 from exvideo_pack.exvideo_core.host.memory import OUT_OF_MEMORY
 from exvideo_pack.exvideo_core.tiny import CHECKPOINT
 from exvideo_pack.exvideo_core.types import ExVideoError
@@ -101,9 +101,10 @@ def test_predictions_are_made_one_by_one(extended, loaded, extension, condition,
 
 
 def test_out_of_memory_is_tried_again_in_smaller_chunks(extended, predict, caplog, within):
+    """Also where a device says so by an error of another class, as of memory that cannot be page-locked."""
     within(64 * MIB)
     expected = predict(extended, 30)
-    failures = [OUT_OF_MEMORY("CUDA out of memory"), OUT_OF_MEMORY("CUDA out of memory")]
+    failures = [OUT_OF_MEMORY("CUDA out of memory"), torch.AcceleratorError("CUDA error: out of memory")]
 
     def fail(executor, *args, **kwargs):
         if failures:
@@ -236,7 +237,7 @@ def like_a_gpu(monkeypatch):
 def test_parked_skip_connections_change_nothing(extended, predict, like_a_gpu, monkeypatch):
     expected = predict(extended, 30)
     parked = []
-    monkeypatch.setattr(unet, "Parked", lambda x: parked.append(x.shape) or chunked.Parked(x))
+    monkeypatch.setattr(unet, "Parked", lambda x, pin: parked.append(x.shape) or chunked.Parked(x, pin))
     like_a_gpu(0)
     assert error(predict(extended, 30), expected) < 2e-6
     assert len(parked) == 12
@@ -263,6 +264,41 @@ def test_a_patch_before_the_skip_connections_still_works(extended, predict, like
     assert error(expected, predict(extended, 30)) > 1e-3
     like_a_gpu(0)
     assert error(predict(patched, 30), expected) < 2e-6
+
+
+def test_a_flow_goes_on_on_the_cpu_where_memory_runs_out(like_a_gpu, monkeypatch, caplog):
+    """After the first of three frames; the other two are as they would have been, and so are those of the next pair."""
+    pair = [torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    times = [0.25, 0.5, 0.75]
+    expected = list(host.between_frames()(*pair, times))
+    like_a_gpu(64 * GIB)
+    between, whole = host.between_frames(), interpolation.FlowBetween.__call__
+
+    def fail_once(self, *args):
+        monkeypatch.setattr(interpolation.FlowBetween, "__call__", whole)
+        yield next(whole(self, *args))
+        raise OUT_OF_MEMORY("CUDA out of memory")
+
+    monkeypatch.setattr(interpolation.FlowBetween, "__call__", fail_once)
+    for _ in range(2):
+        found = list(between(*pair, times))
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    assert [record.message for record in caplog.records if "ran out of memory" in record.message] == [
+        "ExVideo Interpolate ran out of memory on cpu and goes on on the CPU, slower."
+    ]
+
+
+def test_a_device_that_gives_up_weights_has_more_to_work_in(like_a_gpu):
+    """As newer hosts do, whose models say how much that is."""
+
+    class Generous:
+        def get_free_memory(self, device):
+            return 40 * GIB
+
+    like_a_gpu(GIB)
+    clip = torch.empty(128, 8, 64, 64, dtype=torch.float16)
+    assert not memory.Memory("auto", 320, Generous())(clip).park
+    assert memory.Memory("auto", 320)(clip).park
 
 
 WEIGHTS = 3.47 * GIB
