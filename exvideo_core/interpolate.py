@@ -16,8 +16,11 @@ Between = Callable[[torch.Tensor, torch.Tensor, Sequence[float]], Iterator[torch
 """Two frames [H, W, 3], and times between 0 (the first) and 1 (the second) → the frame at each time."""
 
 MAX_MULTIPLIER = 16
-CUT = 0.1
-"""Mean difference of pixels that motion leaves unexplained, in [0, 1], above which a new scene begins."""
+CUT = 0.8
+"""What motion leaves unexplained of a frame, by how much the two frames vary at all, from which on a new scene begins:
+pictures that have nothing to do with each other leave 0.85 at least, fast motion at most 0.7."""
+NOISE = 0.015
+"""Mean difference of pixels, in [0, 1], which is no new scene however little a dark one varies."""
 
 _SHARPNESS = 40.0
 """How clearly the best explanation of a pixel wins over others."""
@@ -85,11 +88,12 @@ def interpolated_length(frames: int, multiplier: int, loop: bool = False) -> int
 def is_cut(first: torch.Tensor, second: torch.Tensor, flow: Flow) -> bool:
     """Whether another scene begins between two frames [H, W, 3]: no motion explains one by the other."""
     before, after = (frame.float().movedim(-1, 0) for frame in (first, second))
+    allowed = max(NOISE, CUT * (_variation(before) + _variation(after)) / 2)
     # Most neighbours are too much alike to need a look at how things move.
-    if _difference(before, after) <= CUT:
+    if _variation(before - after) <= allowed:
         return False
     ways = ((before, after), (after, before))
-    return all(_difference(one, _warp(other, _flow(one, other, flow))) > CUT for one, other in ways)
+    return all(_variation(one - _warp(other, _flow(one, other, flow))) > allowed for one, other in ways)
 
 
 class FlowBetween:
@@ -163,10 +167,10 @@ def _flow(first: torch.Tensor, second: torch.Tensor, flow: Flow) -> torch.Tensor
     return torch.zeros_like(first[:2]) if min(first.shape[1:]) < SMALLEST else flow(first, second)
 
 
-def _difference(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Mean difference of pixels, but for that in brightness, which may change within a scene."""
-    difference = first - second
-    return float((difference - difference.mean()).abs().mean())
+def _variation(picture: torch.Tensor) -> float:
+    """Mean deviation of pixels from their mean, so that no brightness counts, and without what is noise."""
+    smooth = _blur(picture, 5)
+    return float((smooth - smooth.mean()).abs().mean())
 
 
 def _seen(there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.interpolated import blend, by, measured, plain_warping
-from benchmarks.motion import CASES, video
+from benchmarks.motion import CASES, pan, video, zoom
 from exvideo_core import flow as flows
 from exvideo_core.flow import library_flow, opencv_flow, scikit_image_flow
 from exvideo_core.interpolate import FlowBetween, interpolate, interpolated_length, is_cut
@@ -101,6 +101,23 @@ def test_cuts_are_told_from_fast_motion_and_from_light(flow):
     assert is_cut(picture(0), picture(3), flow)
     assert not is_cut(picture(0), picture(0, right=8), flow)
     assert not is_cut(0.9 * picture(0), 0.9 * picture(0) * 0.6 + 0.1, flow)
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_cuts_are_told_in_the_dark(flow):
+    """Between natural pictures; and neither motion there, nor noise, is taken for one."""
+    generator = torch.Generator().manual_seed(0)
+    one, other, moved = (0.2 * case(time) for case, time in ((pan, 0.0), (zoom, 0.0), (pan, 4.0)))
+    noisy, again = (moved + 0.05 * torch.randn(moved.shape, generator=generator) for _ in range(2))
+    assert is_cut(one, other, flow)
+    assert not is_cut(one, moved, flow)
+    assert not is_cut(noisy.clamp(0, 1), again.clamp(0, 1), flow)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("step", [1, 8])
+def test_fast_motion_is_no_cut(case, step):
+    assert not is_cut(CASES[case](0.0), CASES[case](float(step)), opencv_flow)
 
 
 def test_one_frame_and_none():
