@@ -81,6 +81,7 @@ class Manifest:
                 for record in self._records.values():
                     if not all(isinstance(text, str) for text in (record["name"], *_files(record))):
                         raise TypeError
+            self._names = {record["name"].casefold() for record in self._records.values()}
             self._write()
             for left in folder.glob(f"{ARRIVING}*"):  # by a batch that was killed
                 shutil.rmtree(left, ignore_errors=True)
@@ -131,8 +132,8 @@ class Manifest:
     def _named(self, item: Item) -> Item:
         record = self._records.get(str(item.picture))
         if record is None:
-            taken = {other["name"].casefold() for other in self._records.values()}
-            name = next(name for name in _numbered(item.name) if name.casefold() not in taken)
+            name = next(name for name in _numbered(item.name) if name.casefold() not in self._names)
+            self._names.add(name.casefold())
             record = self._records[str(item.picture)] = {"name": name}
         return Item(item.picture, record["name"], self._fingerprint(item.picture))
 
