@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import os
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -73,6 +74,9 @@ REPLACED: Mapping[str, str] = {
 }
 """Tensor name within a block of the file → within the layer of ComfyUI's UNet."""
 
+_MAPPED_FILES_STAY = os.name == "nt"
+"""Whether the system replaces no file that is mapped into memory. Post-tuning replaces its extension, also while it
+starts from it, or a graph holds it."""
 _ADVICE = "Download model.fp16.safetensors of ECNU-CILab/ExVideo-SVD-128f-v1 again, or choose another file."
 
 
@@ -189,7 +193,7 @@ def _bounced(known: int, num_frames: int) -> list[int]:
 def read_extension(path: str | Path) -> Extension:
     """Read an extension file, memory-mapped: about its size in memory, and that shared with the disk's cache.
 
-    One in float8 takes twice its size, in float16.
+    One in float8 takes twice its size, in float16. On Windows, all are copied.
 
     Raises:
         ExVideoError: the file is not an ExVideo extension, or a damaged one; says what it looks like instead.
@@ -197,7 +201,7 @@ def read_extension(path: str | Path) -> Extension:
     with open_tensors(path, _ADVICE) as (file, shapes):
         names = release_names(shapes)
         num_frames = check_layout(Path(path).name, {name: shapes[key] for name, key in names.items()})
-        tensors = {name: _calculable(file.get_tensor(key)) for name, key in names.items()}
+        tensors = {name: _kept(file.get_tensor(key)) for name, key in names.items()}
         _check_numbers(tensors, f"{Path(path).name} is a damaged ExVideo extension", _ADVICE)
         return Extension(tensors, num_frames, file.metadata() or {})
 
@@ -339,6 +343,8 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return all(math.isfinite(end) for end in torch.aminmax(tensor))
 
 
-def _calculable(tensor: torch.Tensor) -> torch.Tensor:
+def _kept(tensor: torch.Tensor) -> torch.Tensor:
     # Float8 has no arithmetic of its own; float16 has all of its numbers.
-    return tensor.half() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+    if tensor.is_floating_point() and tensor.element_size() == 1:
+        return tensor.half()
+    return tensor.clone() if _MAPPED_FILES_STAY else tensor

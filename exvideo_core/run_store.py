@@ -114,7 +114,9 @@ class RunStore:
         if path.exists():
             try:
                 with open_tensors(path, "") as (file, _):
-                    latents, texts = file.get_tensor("latents"), file.metadata()
+                    # Copied: they live on while the next step takes the file's place, and Windows refuses that to
+                    # whatever is mapped.
+                    latents, texts = file.get_tensor("latents").clone(), file.metadata()
                     problem = "" if texts["sha256"] == checksum(latents) else "is damaged (its checksum is wrong)"
                 problem = problem or self._foreign(latents, texts, frames, expected)
                 if not problem:

@@ -106,5 +106,6 @@ class Engine:
         return tensor
 
     def part(self, tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-        """Of a whole tensor, what of it lies here where `parameter` does."""
-        return tensor.to(parameter.device)
+        """Of a whole tensor, what of it lies here where `parameter` does; in memory of its own."""
+        # A view of the state's file would keep Windows from writing the next state over it.
+        return tensor.to(parameter.device, copy=True)

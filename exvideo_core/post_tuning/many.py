@@ -94,5 +94,5 @@ class Sharded(Accelerated):
     def part(self, tensor: torch.Tensor, parameter: Any) -> torch.Tensor:
         from torch.distributed.tensor import distribute_tensor
 
-        here, mesh = tensor.to(parameter.device), parameter.device_mesh
+        here, mesh = super().part(tensor, parameter), parameter.device_mesh
         return distribute_tensor(here, mesh, parameter.placements, src_data_rank=None)

@@ -1,6 +1,7 @@
 """Files of a long run: those of another run, or of another part, are made again; a folder that takes none is told."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,6 +49,18 @@ def test_what_is_kept_is_found_by_the_same_run(tmp_path, caplog):
     assert step == STEPS - 1
     assert torch.equal(begun, latents(SHAPE))
     assert not caplog.text
+
+
+MAPS = Path("/proc/self/maps")
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="only Linux tells what is mapped")
+def test_a_file_is_not_held_by_what_was_read_of_it(tmp_path):
+    """Windows would refuse to write the next step over it."""
+    run = store(finished(tmp_path))
+    held = [run.load(SEGMENTS[0]), run.load_step()]
+    assert all(part is not None for part in held)
+    assert str(tmp_path) not in MAPS.read_text()
 
 
 def test_swapped_segments_are_made_again(tmp_path, caplog):

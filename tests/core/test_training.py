@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +87,17 @@ def test_a_run_that_skipped_steps_goes_on_to_the_same_numbers(tmp_path, at):
     assert torch.equal(again.run().tensors["weight"], whole.tensors["weight"])
     states = [load_file(tmp_path / run / STATE) for run in ("whole", "stopped")]
     assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
+
+
+MAPS = Path("/proc/self/maps")
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="only Linux tells what is mapped")
+def test_a_run_that_goes_on_does_not_hold_the_state_that_it_replaces(tmp_path):
+    stopped(tmp_path, 3, engine=Engine())
+    again = training(tmp_path, engine=Engine())
+    assert again.load()
+    assert STATE not in MAPS.read_text()
 
 
 @pytest.mark.parametrize(("before", "after"), [(Engine, Scaling), (Scaling, Engine)])
