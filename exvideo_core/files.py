@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,6 +46,12 @@ _MARKS: Mapping[str, str] = {
     "vision_model.": "a CLIP image encoder",
 }
 """What models of other kinds have in their tensors' names; the first that fits tells."""
+
+_PARTIAL = re.compile(r"\.([0-9a-f]{16}\.\d+|.+_\d{5,}_(\.\w+)?)\.part")
+"""What half-written files and folders are called: hidden, and as no program calls its models or pictures."""
+_ABANDONED = 24 * 60 * 60
+"""Seconds after which nobody goes on writing to one, so that a process that was killed left it. Its number would not
+tell: numbers come again, and other machines may write to the same folder."""
 
 
 @contextmanager
@@ -107,7 +115,8 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
     """Give a name to write to, which becomes `path` at the end, or vanishes when anything goes wrong."""
     # In the same folder, so that the rename is atomic; hidden, nobody else's, and short, whatever the name.
     own = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    partial = path.with_name(f".{own}.{os.getpid()}.part{path.suffix}")
+    partial = path.with_name(f".{own}.{os.getpid()}.part")
+    _remove_abandoned(path.parent)
     try:
         yield partial
         # A power cut must not leave the name without the content.
@@ -166,6 +175,8 @@ def claimed(folder: Path, stem: str, number: int, suffix: str) -> Iterator[Claim
         raise ExVideoError(
             f"Nothing can be saved in {folder} ({error}): make it writable, or choose another name."
         ) from error
+    # Not before, or of two writers one might remove what the other has just claimed.
+    _remove_abandoned(folder)
     try:
         yield claim
         claim.partial.replace(claim.path)
@@ -175,7 +186,7 @@ def claimed(folder: Path, stem: str, number: int, suffix: str) -> Iterator[Claim
 
 def _names(folder: Path, stem: str, number: int, suffix: str) -> Iterator[Claim]:
     for name in (f"{stem}_{count:05}_{suffix}" for count in itertools.count(number)):
-        yield Claim(folder / name, folder / f".part-{name}")
+        yield Claim(folder / name, folder / f".{name}.part")
 
 
 def _take(claim: Claim, *, folder: bool) -> bool:
@@ -191,6 +202,13 @@ def _take(claim: Claim, *, folder: bool) -> bool:
         _remove(claim.partial)
         return False
     return True
+
+
+def _remove_abandoned(folder: Path) -> None:
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if _PARTIAL.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _ABANDONED:
+                _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -120,7 +120,7 @@ def _keep(extension: Extension, losses: list[float], folder: Path, must: bool) -
 def _draw(losses: list[float], path: Path) -> None:
     try:
         with whole_or_nothing(path) as partial:
-            loss_curve(losses).save(partial)
+            loss_curve(losses).save(partial, format="PNG")
     except OSError as error:
         raise ExVideoError(
             f"{path.name} could not be written ({error}): free some space, or choose another folder."

@@ -1,14 +1,16 @@
 """Names that one of many writers takes, and files that are there whole or not at all."""
 
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from exvideo_core.files import claimed, save_tensors
+from exvideo_core.files import claimed, save_tensors, whole_or_nothing
 from exvideo_core.types import ExVideoError
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +60,7 @@ def test_taken_names_are_passed_over(tmp_path):
 
 def writer(folder, code, *arguments):
     """A process that runs code after claiming a name in a folder."""
-    begin = "import sys, time, pathlib; sys.path.insert(0, sys.argv[1]); from exvideo_core.files import claimed\n"
+    begin = "import sys, time, pathlib; sys.path.insert(0, sys.argv[1]); from exvideo_core.files import *\n"
     command = [sys.executable, "-c", begin + code, str(ROOT), str(folder), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
@@ -88,6 +90,50 @@ def test_a_killed_process_leaves_no_file_under_the_name(tmp_path):
     with claimed(tmp_path, "video", 1, ".mp4") as claim:
         claim.partial.write_text("whole")
     assert [path.name for path in tmp_path.glob("video*")] == ["video_00002_.mp4"]
+
+
+KILLED = {
+    "a video": "claimed(pathlib.Path(sys.argv[2]), 'video', 1, '.mp4') as (_, partial)",
+    "pictures": "claimed(pathlib.Path(sys.argv[2]), 'video', 1, '') as (_, partial)",
+    "an extension": "whole_or_nothing(pathlib.Path(sys.argv[2], 'extension.safetensors')) as partial",
+}
+"""What killed processes were writing."""
+
+
+@pytest.mark.parametrize("what", KILLED)
+def test_what_a_killed_process_left_goes_after_a_day(tmp_path, what):
+    """Whoever writes in its folder then removes it, and nothing else."""
+    for mine in (".mine.part", "video_00007_.mp4.part", ".video_00008_.mp4"):
+        (tmp_path / mine).touch()
+        os.utime(tmp_path / mine, (0, 0))
+    before = names(tmp_path)
+    child = writer(
+        tmp_path,
+        f"with {KILLED[what]}:\n"
+        "    (partial / 'frame.png' if partial.is_dir() else partial).write_text('half')\n"
+        "    print('writing', flush=True); time.sleep(60)\n",
+    )
+    assert child.stdout.readline() == b"writing\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    (left,) = (path for path in tmp_path.iterdir() if path.name not in before)
+    for hours, stays in ((23, True), (25, False)):
+        then = time.time() - hours * 3600
+        os.utime(left, (then, then))
+        if what == "an extension":
+            with claimed(tmp_path, "picture", 1, ".png"):
+                assert left.exists() == stays
+        else:
+            save_tensors(tmp_path / "other.safetensors", {"a": torch.ones(2)}, {})
+        assert left.exists() == stays
+    assert not {*before} - {*names(tmp_path)}
+
+
+def test_what_is_being_written_is_called_as_no_model(tmp_path):
+    with claimed(tmp_path, "video", 1, ".safetensors"), whole_or_nothing(tmp_path / "extension.safetensors") as partial:
+        partial.touch()
+        assert [path.suffix for path in tmp_path.iterdir()] == [".part"] * 2
+        assert all(path.name.startswith(".") for path in tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
