@@ -52,6 +52,8 @@ _PARTIAL = re.compile(r"\.([0-9a-f]{16}\.\d+|.+_\d{5,}_(\.\w+)?)\.part")
 _ABANDONED = 24 * 60 * 60
 """Seconds after which nobody goes on writing to one, so that a process that was killed left it. Its number would not
 tell: numbers come again, and other machines may write to the same folder."""
+_PATIENCE = 2.0
+"""Seconds in which others may let go of what is to be renamed."""
 
 
 @contextmanager
@@ -122,7 +124,7 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
         # A power cut must not leave the name without the content.
         with partial.open("rb+") as written:
             os.fsync(written.fileno())
-        os.replace(partial, path)
+        _rename(partial, path)
     finally:
         _remove(partial)
 
@@ -157,7 +159,7 @@ def claimed(folder: Path, stem: str, number: int, suffix: str) -> Iterator[Claim
     """The first free numbered name of a folder, from `number` on, as the host numbers its files.
 
     What is being written has a hidden name, made from the final one, that only one of many writers can make. It
-    becomes the final one at the end, or vanishes when anything goes wrong.
+    becomes the final one at the end, or vanishes when anything goes wrong before.
 
     Args:
         folder: it is made where it is missing.
@@ -166,7 +168,7 @@ def claimed(folder: Path, stem: str, number: int, suffix: str) -> Iterator[Claim
         suffix: the end of the name; where there is none, what is written is a folder.
 
     Raises:
-        ExVideoError: the folder cannot be written to.
+        ExVideoError: the folder cannot be written to, or what is whole cannot be given its name: tells where it is.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -179,9 +181,16 @@ def claimed(folder: Path, stem: str, number: int, suffix: str) -> Iterator[Claim
     _remove_abandoned(folder)
     try:
         yield claim
-        claim.partial.replace(claim.path)
-    finally:
+    except BaseException:
         _remove(claim.partial)
+        raise
+    try:
+        _rename(claim.partial, claim.path)
+    except OSError as error:
+        raise ExVideoError(
+            f"{claim.path.name} is whole, but cannot be given its name ({error}). It is {claim.partial}: rename it "
+            "within a day."
+        ) from error
 
 
 def _names(folder: Path, stem: str, number: int, suffix: str) -> Iterator[Claim]:
@@ -202,6 +211,20 @@ def _take(claim: Claim, *, folder: bool) -> bool:
         _remove(claim.partial)
         return False
     return True
+
+
+def _rename(path: Path, to: Path) -> None:
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            path.replace(to)
+            return
+        except PermissionError:
+            # On Windows, by programs that look through new files: while they read one, neither it nor its folder is
+            # renamed.
+            if time.monotonic() > until:
+                raise
+            time.sleep(_PATIENCE / 10)
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Names that one of many writers takes, and files that are there whole or not at all."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -134,6 +135,40 @@ def test_what_is_being_written_is_called_as_no_model(tmp_path):
         partial.touch()
         assert [path.suffix for path in tmp_path.iterdir()] == [".part"] * 2
         assert all(path.name.startswith(".") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ""])
+def test_what_is_whole_is_not_lost_where_it_cannot_have_its_name(tmp_path, suffix):
+    """Here, since a folder of that name has come between."""
+
+    def write():
+        with claimed(tmp_path, "video", 1, suffix) as claim:
+            (claim.partial if suffix else claim.partial / "frame.png").write_text("whole")
+            (claim.path / "other").mkdir(parents=True)
+
+    with pytest.raises(
+        ExVideoError, match=rf"^video_00001_{suffix} is whole, but .*: rename it within a day"
+    ) as raised:
+        write()
+    (kept,) = re.findall(r"It is (.*): rename", str(raised.value))
+    assert (Path(kept) if suffix else Path(kept, "frame.png")).read_text() == "whole"
+
+
+def test_a_name_that_is_held_for_a_moment_is_waited_for(tmp_path, monkeypatch):
+    """As Windows has it, while another program looks at what is new."""
+    real, refused = Path.replace, [PermissionError(), PermissionError()]
+
+    def replace(path, to):
+        if refused:
+            raise refused.pop()
+        return real(path, to)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with claimed(tmp_path, "video", 1, "") as claim:
+        (claim.partial / "frame.png").touch()
+    refused += [PermissionError(), PermissionError()]
+    save_tensors(tmp_path / "some.safetensors", {"a": torch.ones(2)}, {})
+    assert names(tmp_path) == ["frame.png", "some.safetensors", "video_00001_"]
 
 
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
