@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..exvideo_core import host
@@ -26,6 +28,10 @@ class ExVideoLoader(io.ComfyNode):
     @classmethod
     def execute(cls, exvideo_name: str) -> io.NodeOutput:
         return io.NodeOutput(read_extension(host.model_path(host.MODEL_FOLDER, exvideo_name)))
+
+    @classmethod
+    def fingerprint_inputs(cls, exvideo_name: str | None) -> list[int]:
+        return _fingerprint(exvideo_name)
 
 
 class ExVideoCheckpointLoader(io.ComfyNode):
@@ -61,6 +67,15 @@ class ExVideoCheckpointLoader(io.ComfyNode):
         if extension:
             model = host.apply_extension(model, extension, memory=memory)
         return io.NodeOutput(model, clip_vision, vae)
+
+    @classmethod
+    def fingerprint_inputs(cls, exvideo_name: str | None, **_: Any) -> list[int]:
+        return _fingerprint(exvideo_name)
+
+
+def _fingerprint(exvideo_name: str | None) -> list[int]:
+    # Post-tuning writes its extension again and again, under one name.
+    return host.model_fingerprint(host.MODEL_FOLDER, exvideo_name)
 
 
 NODES = [ExVideoLoader, ExVideoCheckpointLoader]

@@ -68,6 +68,17 @@ def model_path(folder: str, name: str) -> Path:
     return Path(path)
 
 
+def model_fingerprint(folder: str, name: str | None) -> list[int]:
+    """What differs when a model's file was written again under its name; nothing where there is no such file."""
+    if name is None:  # from another node, not known yet
+        return []
+    try:
+        stat = model_path(folder, name).stat()
+    except (ExVideoError, OSError):
+        return []
+    return [stat.st_mtime_ns, stat.st_size]
+
+
 class Destination(NamedTuple):
     """Where a file goes: what to write to, and its name and subfolder as the host's page and history tell it."""
 

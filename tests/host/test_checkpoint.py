@@ -1,6 +1,8 @@
 """The layout of SVD as we write it down, against the host's own classes; and a checkpoint of any width."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import comfy.clip_vision
@@ -21,7 +23,7 @@ from exvideo_pack.exvideo_core.svd import (
     VAELayout,
     read_layout,
 )
-from exvideo_pack.exvideo_core.tiny import CHECKPOINT, LAYOUT, draw_checkpoint, draw_extension
+from exvideo_pack.exvideo_core.tiny import CHECKPOINT, EXTENSION, LAYOUT, draw_checkpoint, draw_extension
 from exvideo_pack.exvideo_core.types import ExVideoError
 from safetensors.torch import save_file
 
@@ -156,3 +158,23 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3)}, path)
     with pytest.raises(ExVideoError, match="but it is a checkpoint of another model"):
         host.load_svd(path)
+
+
+@pytest.mark.parametrize("loader", ["ExVideoLoader", "ExVideoCheckpointLoader"])
+def test_what_the_host_compares_of_an_extension_is_its_file(nodes, models, loader):
+    """Of none, and of one that another node names, nothing is known; the node itself says what is missing."""
+
+    def compared(exvideo_name):
+        checkpoint = {} if loader == "ExVideoLoader" else {"ckpt_name": "any.safetensors", "memory": "auto"}
+        return nodes[loader].fingerprint_inputs(exvideo_name=exvideo_name, **checkpoint)
+
+    path = models / "exvideo" / "written_again.safetensors"
+    shutil.copy(models / EXTENSION, path)
+    before = compared(path.name)
+    assert before
+    assert compared(path.name) == before
+    os.utime(path, ns=(0, 0))
+    assert compared(path.name) != before
+    path.unlink()
+    for nothing in (path.name, None, "", "a\0b", "none (SVD alone)"):
+        assert compared(nothing) == []

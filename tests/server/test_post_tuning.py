@@ -1,13 +1,16 @@
 """Post-tuning through the real server's queue."""
 
 import json
+import shutil
 import subprocess
 import threading
 
 import imageio_ffmpeg
 import pytest
 import requests
+import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from exvideo_core.batch.client import ClientError, PromptCancelledError
 
@@ -90,6 +93,32 @@ def test_an_interrupt_keeps_what_was_learned_and_the_next_run_goes_on(client, se
 
 def test_the_page_leaves_the_seed_so_that_a_stopped_run_goes_on(object_info):
     assert object_info["ExVideoPostTune"]["input"]["required"]["seed"][1]["control_after_generate"] is False
+
+
+def test_an_extension_that_was_written_again_is_read_again(client, server, tmp_path):
+    """Here, when the graph is queued again as it was."""
+    folder, name = server.base / "models" / "exvideo", "again.safetensors"
+    shutil.copy(folder / TINY["exvideo_name"], folder / name)
+    prompt = {
+        "1": {"class_type": "ExVideoLoader", "inputs": {"exvideo_name": name}},
+        "2": {
+            "class_type": "ExVideoSaveExtension",
+            "inputs": {"exvideo": ["1", 0], "filename_prefix": "exvideo/again"},
+        },
+    }
+
+    def saved():
+        finish(client, prompt)
+        return sorted((server.base / "output" / "exvideo").glob("again*"))
+
+    (first,) = saved()
+    assert saved() == [first]
+    tensors = load_file(folder / name)
+    save_file({key: tensor / 2 for key, tensor in tensors.items()}, tmp_path / name)
+    (tmp_path / name).replace(folder / name)
+    _, second = saved()
+    halves = load_file(second)
+    assert all(torch.equal(halves[key], tensor / 2) for key, tensor in load_file(first).items())
 
 
 @pytest.mark.parametrize(
