@@ -39,7 +39,9 @@ class Accelerated(Engine):
 
     def __init__(self) -> None:
         accelerate = imported("accelerate")
-        self._accelerator = accelerate.Accelerator(kwargs_handlers=self.handlers(accelerate))
+        # What precision a pass has, and how many losses a step, our own recipe decides, as on one device, and not what
+        # `accelerate config` once asked about other programs.
+        self._accelerator = accelerate.Accelerator(mixed_precision="no", kwargs_handlers=self.handlers(accelerate))
         self.rank, self.processes = self._accelerator.process_index, self._accelerator.num_processes
 
     def handlers(self, accelerate: Any) -> list[Any]:
@@ -49,9 +51,6 @@ class Accelerated(Engine):
 
     def placed(self, denoise: Any, parameters: Parameters) -> tuple[Any, Parameters]:
         return self._accelerator.prepare(denoise), parameters
-
-    def backward(self, value: torch.Tensor) -> None:
-        self._accelerator.backward(self.scaler.scale(value))
 
     def mean(self, value: float) -> float:
         device = self._accelerator.device

@@ -39,6 +39,7 @@ class Zero(Accelerated):
     def prepare(self, denoise: Any, parameters: Parameters, recipe: Recipe) -> tuple[Any, Parameters]:
         self._settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": recipe.clip_norm}
         self._settings |= {"fp16": {"enabled": self.in_half}, "bf16": {"enabled": False}}
+        self._settings |= {"gradient_accumulation_steps": recipe.accumulate}
         self._accelerator.gradient_accumulation_steps = recipe.accumulate
         optimizer = torch.optim.AdamW(parameters.values(), recipe.learning_rate, weight_decay=recipe.weight_decay)
         self._zero, _ = self._accelerator.prepare(torch.nn.ParameterList(parameters.values()), optimizer)

@@ -23,7 +23,10 @@ from exvideo_core.tiny import CHECKPOINT, write_tiny_model
 pytestmark = pytest.mark.slow
 
 TWO = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port={port}")
-ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port={port}")
+# What `accelerate config` may have been told about other programs: to the launcher, and as processes find it.
+FOREIGN = ("--mixed_precision=bf16", "--gradient_accumulation_steps=4")
+FOUND = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
+ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port={port}", *FOREIGN)
 FSDP, ZERO_2 = (*ACCELERATE, "--use_fsdp"), (*ACCELERATE, "--use_deepspeed", "--zero_stage=2")
 
 
@@ -49,7 +52,7 @@ def start(program, output, *options, launched=()):
     launcher = [word.format(port=free_port()) for word in launched]
     command = [sys.executable, *launcher, *program, f"--output={output}", *options, "--", "--cpu"]
     # One thread each, so that all sums are in the same order.
-    env = {**os.environ, "COMFYUI_PATH": str(host_path()), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "COMFYUI_PATH": str(host_path()), "OMP_NUM_THREADS": "1", **(FOUND if launched else {})}
     if launched == ZERO_2:  # which compiles by the ninja that was installed with it
         env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     else:  # what accelerate knows no DeepSpeed with
