@@ -10,6 +10,7 @@ from typing import Any
 import comfy.clip_vision
 import comfy.model_detection
 import comfy.model_management
+import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
@@ -38,11 +39,11 @@ def load_svd(path: Path) -> tuple[Any, Any, Any]:
         )
         return model, encoder, vae
     weights = comfy.utils.load_torch_file(str(path), safe_load=True)
-    return _narrow_model(weights, layout), narrow_clip_vision(weights, layout), narrow_vae(weights, layout)
+    return _narrow_model(path, layout), narrow_clip_vision(weights, layout), narrow_vae(weights, layout)
 
 
-def _narrow_model(weights: dict[str, torch.Tensor], layout: SVDLayout) -> Any:
-    management = comfy.model_management
+def _narrow_model(path: Path, layout: SVDLayout, disable_dynamic: bool = False) -> Any:
+    management, weights = comfy.model_management, comfy.utils.load_torch_file(str(path), safe_load=True)
     config = comfy.supported_models.SVD_img2vid(comfy.model_detection.detect_unet_config(weights, UNET_PREFIX))
     config.unet_config["num_head_channels"] = layout.unet.head
     device, supported = management.get_torch_device(), config.supported_inference_dtypes
@@ -54,7 +55,11 @@ def _narrow_model(weights: dict[str, torch.Tensor], layout: SVDLayout) -> Any:
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, supported))
     model = config.get_model(weights, UNET_PREFIX, device=management.unet_offload_device())
     model.load_model_weights(weights, UNET_PREFIX)
-    return ModelPatcher(model, load_device=device, offload_device=management.unet_offload_device())
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else ModelPatcher
+    patcher = kind(model, load_device=device, offload_device=management.unet_offload_device())
+    # How newer hosts load it once more, as one whose weights stay on the device, say.
+    patcher.cached_patcher_init = (_narrow_model, (path, layout))
+    return patcher
 
 
 def narrow_clip_vision(weights: dict[str, torch.Tensor], layout: SVDLayout) -> Any:

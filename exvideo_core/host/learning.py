@@ -122,7 +122,7 @@ def trainable(model: Any, extension: Extension, budget: int | None) -> Iterator[
     """An SVD model that computes with an extension's tensors as parameters; as it was before when this ends.
 
     Args:
-        model: MODEL, loaded onto its device in full. Patches that it has, such as LoRAs, count.
+        model: MODEL, loaded onto its device in full, and all others off it. Patches that it has, such as LoRAs, count.
         extension: where training starts. Its tensors are copied, in float32.
         budget: see `Denoiser`.
 
@@ -130,15 +130,37 @@ def trainable(model: Any, extension: Extension, budget: int | None) -> Iterator[
         The model, and its parameters under the names of an extension file.
 
     Raises:
-        ExVideoError: not an SVD model, one of another width, or one whose weights are quantised.
+        ExVideoError: not an SVD model, one of another width, one whose weights are quantised, or one that the host
+            cannot keep on its device.
     """
     require_svd(model)
-    comfy.model_management.load_models_gpu([model], force_full_load=True)
+    model = _resident(model)
     device, unet = model.load_device, model.model.diffusion_model
     with torch.inference_mode(False), torch.enable_grad():
         parameters, positions = as_parameters(extension, device)
         with swapped(unet, dict(Extension(parameters, extension.num_frames).replaced_weights())):
             yield Denoiser(model.model, positions, budget), parameters
+
+
+def _resident(model: Any) -> Any:
+    """A MODEL whose weights all lie on its device and stay there, where their gradients find them again.
+
+    Raises:
+        ExVideoError: the host can only move them to and fro.
+    """
+    if getattr(model, "is_dynamic", lambda: False)():
+        try:
+            model = model.clone(disable_dynamic=True)
+        except (RuntimeError, TypeError) as error:  # its loader does not say how to load it again; an older host
+            raise ExVideoError(
+                f"Post-tuning needs a model that stays on its device, and this one cannot ({error}): load it by Load "
+                "SVD + ExVideo, or start ComfyUI with --disable-dynamic-vram."
+            ) from error
+    # As much as the host's own trainer asks for: whatever else is on the device leaves it.
+    comfy.model_management.load_models_gpu([model], memory_required=1e20, force_full_load=True)
+    # Under --novram the host moves them all the same, and patches them on the way: those that are trained, too.
+    model.partially_load(model.load_device, 1e32)
+    return model
 
 
 def as_parameters(extension: Extension, device: torch.device) -> tuple[dict[str, nn.Parameter], PositionLayers]:

@@ -9,11 +9,13 @@ import comfy.clip_vision
 import comfy.ldm.models.autoencoder
 import comfy.model_detection
 import comfy.model_management
+import comfy.model_patcher
 import comfy.supported_models
 import pytest
 import torch
 from comfy_extras.nodes_video_model import ImageOnlyCheckpointSave
 from exvideo_pack.exvideo_core import host
+from exvideo_pack.exvideo_core.host.patch import stored_weight
 from exvideo_pack.exvideo_core.svd import (
     CLIP_PREFIX,
     UNET_PREFIX,
@@ -178,3 +180,14 @@ def test_what_the_host_compares_of_an_extension_is_its_file(nodes, models, loade
     path.unlink()
     for nothing in (path.name, None, "", "a\0b", "none (SVD alone)"):
         assert compared(nothing) == []
+
+
+def test_a_narrow_model_can_be_loaded_once_more_as_newer_hosts_do(loaded, models):
+    """They train on a model whose weights stay where they are, and load it by what its loader left for that."""
+    load, arguments = loaded[0].cached_patcher_init
+    again = load(*arguments, disable_dynamic=True)
+    assert type(again) is comfy.model_patcher.ModelPatcher
+    assert again.model is not loaded[0].model
+    with torch.inference_mode():
+        for key, tensor in again.model.state_dict().items():
+            assert torch.equal(tensor, stored_weight(loaded[0], key)), key

@@ -1,15 +1,19 @@
 """The gradient of post-tuning inside the host, against the authors' code."""
 
 import gc
+import inspect
 from dataclasses import replace
 
 import comfy.model_management
+import comfy.model_patcher
 import pytest
 import torch
 from exvideo_pack.exvideo_core import host
+from exvideo_pack.exvideo_core.extension import new_extension
 from exvideo_pack.exvideo_core.post_tuning.objective import loss, noise_like
 from exvideo_pack.exvideo_core.svd import UNET_PREFIX, SVDLayout, UNetLayout
 from exvideo_pack.exvideo_core.tiny import LAYOUT, draw_checkpoint, draw_extension
+from exvideo_pack.exvideo_core.types import ExVideoError
 
 from dev import reference
 from dev.inside import svd_model
@@ -130,3 +134,78 @@ def test_half_precision_learns(loaded, extension, learning):
 def narrow_in(dtype):
     checkpoint = {key: tensor.to(dtype) for key, tensor in draw_checkpoint(LAYOUT, part=UNET_PREFIX).items()}
     return svd_model(checkpoint, torch.device("cpu"), dtype)
+
+
+@pytest.fixture
+def novram(monkeypatch):
+    """Tell the host that it has a device of its own, which weights reach one after the other, as they are needed."""
+    management = comfy.model_management
+    management.unload_all_models()
+    monkeypatch.setattr(management, "vram_state", management.VRAMState.NO_VRAM)
+    monkeypatch.setattr(management, "is_device_cpu", lambda device: False)
+    yield
+    monkeypatch.undo()
+    management.unload_all_models()
+
+
+def test_patches_that_wait_in_main_memory_do_not_hide_what_is_trained(loaded, extension, predict, learning, novram):
+    """Those of an extension that is applied, which would take the place of the trained weights at each pass."""
+    applied = host.apply_extension(loaded[0], extension)
+    with torch.inference_mode():
+        predict(applied, 2)
+    assert applied.model.model_lowvram
+    start = new_extension(host.base_weights(loaded[0]), 8)
+    clip = batch(5, 8, 8, LAYOUT.unet.context)
+    ours = our_gradient(applied, start, None, *clip, 500)
+    comfy.model_management.unload_all_models()
+    theirs = our_gradient(loaded[0], start, None, *clip, 500)
+    assert ours[0] == theirs[0]
+    for key, gradient in theirs[1].items():
+        assert (gradient is None) == (ours[1][key] is None), key
+        assert gradient is None or torch.equal(ours[1][key], gradient), key
+
+
+def test_whatever_else_is_on_the_device_leaves_it(loaded, extension):
+    """A second name of the CPU passes for that device. There is room enough, but not to be reckoned with."""
+    device, management = torch.device("cpu:0"), comfy.model_management
+    model, other = loaded[0].clone(), loaded[2].patcher.clone()
+    model.load_device = other.load_device = device
+    management.load_models_gpu([other])
+    with host.trainable(model, extension, None):
+        assert management.loaded_models() == [model]
+    management.free_memory(1e30, device)
+
+
+class Streaming(comfy.model_patcher.ModelPatcher):
+    """Says of itself what newer hosts' own says that brings weights to a GPU as they are needed; no CPU has it."""
+
+    def is_dynamic(self):
+        return True
+
+
+KNOWN = "disable_dynamic" in inspect.signature(comfy.model_patcher.ModelPatcher.clone).parameters
+
+
+@pytest.mark.parametrize(
+    "can_be_loaded_again",
+    [False, pytest.param(True, marks=pytest.mark.skipif(not KNOWN, reason="newer hosts have it"))],
+)
+def test_weights_that_come_and_go_are_not_trained_on(loaded, extension, learning, can_be_loaded_again):
+    """But a model of the same weights that stay, with the same patches; where there can be none, that is told."""
+    key = "diffusion_model.input_blocks.1.0.in_layers.2.weight"
+    plain = loaded[0].clone()
+    plain.add_patches({key: (torch.ones_like(loaded[0].model.state_dict()[key]),)})
+    streaming = plain.clone()
+    streaming.__class__ = Streaming
+    clip = batch(5, 8, 8, LAYOUT.unet.context)
+    if can_be_loaded_again:
+        with host.trainable(streaming, extension, None) as (denoise, _):
+            assert denoise.unet is not streaming.model.diffusion_model
+        assert (
+            our_gradient(streaming, extension, None, *clip, 500)[0]
+            == our_gradient(plain, extension, None, *clip, 500)[0]
+        )
+    else:
+        streaming.cached_patcher_init = None
+        with pytest.raises(ExVideoError, match=r"stays on its device, .*: load it by .* --disable-dynamic-vram"):
+            our_gradient(streaming, extension, None, *clip, 500)
