@@ -50,8 +50,8 @@ def save_video(
         frames: [H, W, C] each, values in [0, 1]; grey, RGB or RGBA, of which the colour is kept. Where a format stores
             colour for 2×2 pixels, odd sizes grow by a repeated row or column. Values out of range are clipped, NaN is
             black.
-        path: what to write to, of the format's suffix; on failure it is for the caller to remove. Of a format that is
-            a folder of pictures, that folder.
+        path: what to write to, whatever its suffix; on failure it is for the caller to remove. Of a format that is a
+            folder of pictures, that folder.
         fps: frames a second; of a format that plays no more than so many, frames are dropped beyond.
         format: a name in `FORMATS`.
         crf: quality, 0 (best) to 51 (worst); see `formats`.
