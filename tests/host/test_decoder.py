@@ -38,7 +38,7 @@ def short_of(monkeypatch):
 
 
 def test_tiles_only_where_a_frame_does_not_fit(loaded, run, short_of, caplog):
-    samples = {"samples": latents(9, 40, 24)}
+    samples = {"samples": latents(3, 40, 24)}
     (whole,) = run("ExVideoDecode", samples=samples, vae=loaded[2])
     assert "ExVideo" not in caplog.text
     short_of(2**20)
