@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
+from queue import Empty, Full, Queue
 from typing import IO, NamedTuple
 
 import torch
@@ -20,7 +21,11 @@ from .formats import PREVIEW, does_not_run, ffmpeg, format_named
 from .types import ExVideoError
 
 _PATIENCE = 0.2
-"""Seconds between looks at an encoder that is finishing."""
+"""Seconds between looks at whether to go on, while an encoder reads or finishes."""
+_END = 5.0
+"""Seconds that a killed encoder is waited for; where a disk no longer answers, it may not end."""
+_FAREWELL = 1.0
+"""Seconds for what is left in the pipes of an encoder that is gone."""
 _ENOUGH = 1000
 """Bytes of what ffmpeg says that are told: the first, which are the cause. What follows is how its parts end."""
 
@@ -60,7 +65,8 @@ def save_video(
             carries.
         length: how many frames there are, to cut the audio by; by default as many as `len(frames)` says.
         preview: where to write a small MP4 beside it, for a node to show.
-        waiting: called several times a second while ffmpeg finishes and texts are written; what it raises ends that.
+        waiting: called several times a second while ffmpeg reads or finishes, and texts are written; what it raises
+            ends that.
 
     Returns:
         The number of frames.
@@ -142,6 +148,8 @@ def _carried(audio: Audio, channels: int) -> Audio:
 def _encode(command: list[str], frames: Iterator[memoryview], waiting: Callable[[], None]) -> int:
     """Feed an encoder; whatever happens, it is gone when this returns. Returns the number of frames."""
     count, said = 0, bytearray()
+    # One frame at most waits here, so that a slow encoder holds back what makes them.
+    queue: Queue[memoryview | None] = Queue(1)
     # Without its greeting, which the AV1 encoder would write before whatever is wrong.
     quiet = {**os.environ, "SVT_LOG": "1"}
     try:
@@ -150,20 +158,18 @@ def _encode(command: list[str], frames: Iterator[memoryview], waiting: Callable[
         )
     except OSError as error:
         raise does_not_run("saved", error) from error
-    assert encoder.stdin is not None
-    assert encoder.stderr is not None
+    # In threads, for on no system can a pipe be waited for and the person's cancel too. Daemons, for what the encoder
+    # started may outlive it and hold the pipes open.
+    writer = threading.Thread(target=_write, args=(encoder.stdin, queue), daemon=True)
     # Not into a file: of a full disk, it could not tell.
     listener = threading.Thread(target=_listen, args=(encoder.stderr, said), daemon=True)
-    listener.start()
     try:
-        for frame in frames:
-            try:
-                encoder.stdin.write(frame)
-                count += 1
-            except OSError:  # the encoder ended early, of a full disk, say: its own message tells
-                break
-        with suppress(OSError):
-            encoder.stdin.close()
+        writer.start()
+        listener.start()
+        for frame in itertools.chain(frames, [None]):
+            if not _put(frame, queue, writer, waiting):
+                break  # the encoder ended early, of a full disk, say: its own message tells
+            count += frame is not None
         while encoder.poll() is None:  # palettes, say, are made only now
             waiting()
             with suppress(subprocess.TimeoutExpired):
@@ -172,21 +178,43 @@ def _encode(command: list[str], frames: Iterator[memoryview], waiting: Callable[
     finally:
         if encoder.poll() is None:
             encoder.kill()
-            encoder.wait()
-        with suppress(OSError):
-            encoder.stdin.close()
-        listener.join()
-        encoder.stderr.close()
+            with suppress(subprocess.TimeoutExpired):
+                encoder.wait(_END)
+        with suppress(Empty):
+            queue.get_nowait()
+        queue.put_nowait(None)
+        writer.join(_FAREWELL)
+        listener.join(_FAREWELL)
     if failed:
         message = said.decode(errors="replace").strip() or f"nothing, and ended with status {encoder.returncode}"
         raise ExVideoError(f"The video could not be encoded. ffmpeg says: {message}")
     return count
 
 
+def _put(
+    frame: memoryview | None, queue: Queue[memoryview | None], writer: threading.Thread, waiting: Callable[[], None]
+) -> bool:
+    """Queue a frame as soon as there is room, or the end of them; whether anybody is left to write it."""
+    while writer.is_alive():
+        with suppress(Full):
+            queue.put(frame, timeout=_PATIENCE)
+            return True
+        waiting()
+    return False
+
+
+def _write(stdin: IO[bytes], queue: Queue[memoryview | None]) -> None:
+    """Write frames until there are no more, or nobody reads them."""
+    with suppress(OSError), stdin:
+        while (frame := queue.get()) is not None:
+            stdin.write(frame)
+
+
 def _listen(stderr: IO[bytes], said: bytearray) -> None:
     """Keep the beginning of what a process says, and let it say the rest."""
-    while part := stderr.read(4096):
-        said += part[: max(_ENOUGH - len(said), 0)]
+    with stderr:
+        while part := os.read(stderr.fileno(), 4096):
+            said += part[: max(_ENOUGH - len(said), 0)]
 
 
 @contextmanager

@@ -1,4 +1,6 @@
 import json
+import os
+import time
 from functools import partial
 
 import imageio_ffmpeg
@@ -51,6 +53,21 @@ def chart():
     levels = torch.tensor([0, 128, 255]) / 255
     colours = torch.cartesian_prod(levels, levels, levels)
     return colours.view(1, 3, 9, 3).repeat_interleave(16, 1).repeat_interleave(16, 2).expand(3, -1, -1, -1)
+
+
+@pytest.fixture
+def encoder(tmp_path, monkeypatch):
+    """Put a script of the shell in ffmpeg's place."""
+    if os.name == "nt":
+        pytest.skip("there is no such shell")
+
+    def put(script):
+        path = tmp_path / "ffmpeg"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(path))
+
+    return put
 
 
 CODECS = {
@@ -258,6 +275,48 @@ def test_waiting_for_the_encoder_can_be_stopped(tmp_path):
         save_video(torch.rand(30, 256, 256, 3), tmp_path / "a.gif", fps=30, format="gif", waiting=stop)
 
 
+@pytest.mark.parametrize(
+    "script",
+    ["kill -STOP $$", "sleep 30 & cat > /dev/null; wait", "sleep 30 <&0 & wait"],
+    ids=["stopped", "a child that holds what it says", "a child that holds what it reads"],
+)
+def test_an_encoder_that_hangs_can_be_stopped(tmp_path, encoder, script):
+    encoder(script)
+    asked = []
+
+    def stop():
+        asked.append(time.monotonic())
+        if len(asked) > 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_video(torch.rand(30, 256, 256, 3), tmp_path / "a.mp4", fps=30, waiting=stop)
+    assert time.monotonic() - asked[0] < 4
+
+
+def test_what_an_encoder_leaves_running_is_not_waited_for(tmp_path, encoder):
+    encoder("sleep 30 & echo a reason >&2; exit 3")
+    start = time.monotonic()
+    with pytest.raises(ExVideoError, match="a reason"):
+        save_video(torch.rand(3, 64, 64, 3), tmp_path / "a.mp4", fps=30)
+    assert time.monotonic() - start < 10
+
+
+def test_frames_do_not_pile_up_before_a_slow_encoder(tmp_path, encoder):
+    encoder("sleep 1; cat > /dev/null")
+    made = []
+
+    def stream():
+        for number in range(10):
+            made.append((number, time.monotonic()))
+            yield torch.zeros(256, 256, 3)
+
+    with pytest.raises(ExVideoError, match="wrote nothing"):
+        save_video(stream(), tmp_path / "a.mp4", 30)
+    # One is on its way, one waits, one wants to; what is later came when the encoder had begun to read.
+    assert made[4][1] - made[0][1] > 0.7
+
+
 def test_an_ffmpeg_that_is_not_there_is_told(tmp_path, frames, monkeypatch):
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nowhere"))
     with pytest.raises(ExVideoError, match=r"does not run .*IMAGEIO_FFMPEG_EXE"):
@@ -268,11 +327,8 @@ def test_an_ffmpeg_that_is_not_there_is_told(tmp_path, frames, monkeypatch):
     ("script", "told"), [("exit 3", "nothing, and ended with status 3"), ("true", r"wrote nothing.*IMAGEIO_FFMPEG_EXE")]
 )
 @pytest.mark.parametrize("format", ["mp4-h264", "png"])
-def test_an_ffmpeg_that_does_nothing_is_told(tmp_path, frames, monkeypatch, script, told, format):
-    path = tmp_path / "ffmpeg"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(path))
+def test_an_ffmpeg_that_does_nothing_is_told(tmp_path, frames, monkeypatch, encoder, script, told, format):
+    encoder(script)
     monkeypatch.setattr(formats, "_encoders", formats._encoders.__wrapped__)
     assert offered_formats() == list(FORMATS)
     with pytest.raises(ExVideoError, match=told):
