@@ -86,7 +86,8 @@ def save_video(
     if audio is not None:
         audio = _carried(audio, kind.channels)
         length = len(frames) if length is None else length  # type: ignore[arg-type]
-    filters = kind.filters if rate <= kind.fastest else f"fps={kind.fastest},{kind.filters}"
+    # With the end rounded up, for otherwise of a clip shorter than one frame there would be none.
+    filters = kind.filters if rate <= kind.fastest else f"fps={kind.fastest}:eof_action=pass,{kind.filters}"
 
     with _scratch(_metadata_text(metadata or {}), audio) as (texts, sound):
         inputs = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "pipe:0"]
@@ -96,7 +97,19 @@ def save_video(
             channels = str(audio.waveform.shape[0])
             inputs += ["-f", "f32le", "-ar", str(audio.sample_rate), "-ac", channels, "-i", str(sound)]
             streams += ["-map", "2:a", "-c:a", kind.audio, "-b:a", "192k", "-t", f"{float((length or 0) / rate):.6f}"]
-        command = [ffmpeg(), "-y", "-nostdin", "-v", "error", *inputs, *streams, "-vf", filters]
+        command = [
+            ffmpeg(),
+            "-y",
+            "-nostdin",
+            "-v",
+            "error",
+            "-abort_on",
+            "empty_output",
+            *inputs,
+            *streams,
+            "-vf",
+            filters,
+        ]
         command += ["-c:v", kind.codec, *kind.encoder, *kind.quality(crf), *kind.container]
         # Names of pictures are a pattern, in which a percent sign of the folder's would be a number's place.
         command += [str(path).replace("%", "%%") + f"/{kind.pictures}" if kind.pictures else str(path)]

@@ -228,6 +228,23 @@ def test_no_format_is_told_to_play_faster_than_it_can(tmp_path, frames, format, 
     assert sum(lasts) / 1000 == pytest.approx(len(clip) / fps, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("format", "fps", "count"),
+    [("gif", 101, 1), ("gif", 1000, 9), ("webp", 200, 1), ("mp4-av1", 500, 1), ("mp4-av1", 1000, 2)],
+)
+def test_a_clip_shorter_than_one_frame_keeps_one(tmp_path, frames, format, fps, count):
+    _, back = read(save(tmp_path, frames[:count], format, fps=fps, crf=10))
+    assert len(back) == 1
+    assert min((back[0] - frame).abs().mean() for frame in frames[:count]) < 0.05
+
+
+def test_a_video_without_a_frame_is_no_success(tmp_path, frames, monkeypatch):
+    cutting = FORMATS["mp4-h264"]._replace(filters="select=0")
+    monkeypatch.setattr(formats, "FORMATS", {**FORMATS, "mp4-h264": cutting})
+    with pytest.raises(ExVideoError, match="nothing was encoded"):
+        save(tmp_path, frames)
+
+
 def test_pictures_go_into_folders_with_percent_signs(tmp_path, frames):
     folder = tmp_path / "100%d done %05d"
     folder.mkdir()
