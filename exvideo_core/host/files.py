@@ -107,6 +107,10 @@ def output_file(
         )
     except ExVideoError:
         raise
+    except OSError as error:  # the host makes the subfolder
+        raise ExVideoError(
+            f"Nothing can be saved in {output} ({error}): make it writable, or choose another name."
+        ) from error
     except Exception as error:  # of several kinds, by the host's version
         raise ExVideoError(
             f"Nothing can be saved as {prefix!r} ({_first_line(error)}): choose a name within ComfyUI's output folder, "
