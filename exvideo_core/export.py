@@ -17,9 +17,10 @@ from typing import IO, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .formats import PREVIEW, does_not_run, ffmpeg, format_named
+from .formats import PREVIEW, Format, does_not_run, ffmpeg, format_named
 from .types import ExVideoError
 
+_QUIETLY = ("-y", "-nostdin", "-v", "error", "-abort_on", "empty_output")
 _PATIENCE = 0.2
 """Seconds between looks at whether to go on, while an encoder reads or finishes."""
 _END = 5.0
@@ -46,7 +47,6 @@ def save_video(
     metadata: Mapping[str, str] | None = None,
     audio: Audio | None = None,
     length: int | None = None,
-    preview: Path | None = None,
     waiting: Callable[[], None] = lambda: None,
 ) -> int:
     """Encode frames into a video file, one at a time, as they come.
@@ -64,7 +64,6 @@ def save_video(
         audio: cut to the video's length where it is longer; mixed to one channel where it has more than the format
             carries.
         length: how many frames there are, to cut the audio by; by default as many as `len(frames)` says.
-        preview: where to write a small MP4 beside it, for a node to show.
         waiting: called several times a second while ffmpeg reads or finishes, and texts are written; what it raises
             ends that.
 
@@ -82,7 +81,7 @@ def save_video(
         got = "none" if first is None else f"one of shape {list(first.shape)}"
         raise ExVideoError(f"There are no frames to save: expected [H, W, channels] each, got {got}.")
     height, width = (side + (side % 2 if kind.even else 0) for side in first.shape[:2])
-    rate = Fraction(fps).limit_denominator(1001 * 1000)
+    rate = _rate(fps)
     if audio is not None:
         audio = _carried(audio, kind.channels)
         length = len(frames) if length is None else length  # type: ignore[arg-type]
@@ -97,24 +96,8 @@ def save_video(
             channels = str(audio.waveform.shape[0])
             inputs += ["-f", "f32le", "-ar", str(audio.sample_rate), "-ac", channels, "-i", str(sound)]
             streams += ["-map", "2:a", "-c:a", kind.audio, "-b:a", "192k", "-t", f"{float((length or 0) / rate):.6f}"]
-        command = [
-            ffmpeg(),
-            "-y",
-            "-nostdin",
-            "-v",
-            "error",
-            "-abort_on",
-            "empty_output",
-            *inputs,
-            *streams,
-            "-vf",
-            filters,
-        ]
-        command += ["-c:v", kind.codec, *kind.encoder, *kind.quality(crf), *kind.container]
-        # Names of pictures are a pattern, in which a percent sign of the folder's would be a number's place.
-        command += [str(path).replace("%", "%%") + f"/{kind.pictures}" if kind.pictures else str(path)]
-        if preview is not None:
-            command += ["-map", "0:v", *PREVIEW, str(preview)]
+        command = [ffmpeg(), *_QUIETLY, *inputs, *streams, "-vf", filters, "-c:v", kind.codec, *kind.encoder]
+        command += [*kind.quality(crf), *kind.container, _as_ffmpeg_names(path, kind)]
         count = _encode(command, (_raw(frame, height, width) for frame in itertools.chain([first], source)), waiting)
     if not (any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size):
         raise does_not_run("saved", ValueError(f"{command[0]} wrote nothing"))
@@ -124,6 +107,25 @@ def save_video(
         except OSError as error:
             raise ExVideoError(f"The graph could not be written into the video ({error}): free some space.") from error
     return count
+
+
+def save_preview(video: Path, path: Path, fps: float, format: str, waiting: Callable[[], None] = lambda: None) -> None:
+    """Make a small silent MP4, for a node to show, of what `save_video` saved.
+
+    Args:
+        video: the file, or the folder of pictures.
+        path: what to write to; on failure it is for the caller to remove.
+        fps: frames a second, as it was saved with.
+        format: as it was saved in.
+        waiting: called several times a second; what it raises ends that.
+
+    Raises:
+        ExVideoError: the encoder failed, in its words.
+    """
+    kind = format_named(format)
+    pictures = ["-pattern_type", "sequence", "-framerate", str(_rate(fps))] if kind.pictures else []
+    command = [ffmpeg(), *_QUIETLY, *pictures, "-i", _as_ffmpeg_names(video, kind), "-map", "0:v"]
+    _encode([*command, *PREVIEW, str(path)], iter(()), waiting)
 
 
 def check_rate(fps: float) -> None:
@@ -136,6 +138,15 @@ def check_crf(crf: int) -> None:
     """Raise ExVideoError unless there is such a quality; the host checks no number that comes through a link."""
     if not 0 <= crf <= 51:
         raise ExVideoError(f"The quality of a video is 0 to 51, of which 0 is the best; got crf = {crf}.")
+
+
+def _rate(fps: float) -> Fraction:
+    return Fraction(fps).limit_denominator(1001 * 1000)
+
+
+def _as_ffmpeg_names(path: Path, kind: Format) -> str:
+    # Names of pictures are a pattern, in which a percent sign of the folder's would be a number's place.
+    return str(path).replace("%", "%%") + f"/{kind.pictures}" if kind.pictures else str(path)
 
 
 def _raw(frame: torch.Tensor, height: int, width: int) -> memoryview:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..exvideo_core import host
-from ..exvideo_core.export import Audio, check_crf, check_rate, save_video
+from ..exvideo_core.export import Audio, check_crf, check_rate, save_preview, save_video
 from ..exvideo_core.formats import format_named
 from ..exvideo_core.types import ExVideoError
 from .schema import audio_input, crf_input, filename_input, format_input, fps_input, schema
@@ -82,7 +82,6 @@ def save(
     height, width = size
     with host.output_file(filename_prefix, kind.suffix, width, height, hidden.prompt) as to:
         before(to)
-        preview = None if kind.shown else host.preview_file(to)
         save_video(
             counted(),
             to.partial,
@@ -92,9 +91,13 @@ def save(
             host.graph_metadata(hidden.prompt, hidden.extra_pnginfo),
             None if audio is None else Audio(audio["waveform"][0], audio["sample_rate"]),
             length,
-            preview,
             host.interruptible,
         )
+
+    def write_preview(path: Path) -> None:
+        save_preview(to.path, path, fps, format, host.interruptible)
+
+    preview = None if kind.shown else host.preview_file(to, write_preview)
     update(length, length)
     # Of a folder of pictures, the first stands for all.
     in_output = PurePath(to.subfolder, to.name) if kind.suffix else PurePath(to.subfolder, to.name, kind.pictures % 1)

@@ -16,7 +16,7 @@ import folder_paths
 import torch
 from comfy.cli_args import args as host_arguments
 
-from ..files import claimed, save_tensors
+from ..files import claimed, save_tensors, whole_or_nothing
 from ..names import file_prefix
 from ..types import ExVideoError
 
@@ -86,6 +86,11 @@ class Destination(NamedTuple):
     name: str
     subfolder: str
 
+    @property
+    def path(self) -> Path:
+        """Where it is when it is whole."""
+        return self.partial.with_name(self.name)
+
 
 @contextmanager
 def output_file(
@@ -120,17 +125,21 @@ def output_file(
         yield Destination(claim.partial, claim.path.name, subfolder)
 
 
-def preview_file(of: Destination) -> Path | None:
-    """An MP4 for the page alone, in the host's temporary folder, which it empties when it starts; None where that
-    cannot be written to."""
+def preview_file(of: Destination, write: Callable[[Path], None]) -> Path | None:
+    """An MP4 for the page alone, in the host's temporary folder, which it empties when it starts.
+
+    Returns:
+        The file; None where none could be made, which the log tells: what was saved is not to be lost by it.
+    """
     # Short, whatever the name, and of files of one name in several subfolders each has its own.
     name = hashlib.sha256(f"{of.subfolder}/{of.name}".encode(errors="replace")).hexdigest()[:16]
     preview = Path(folder_paths.get_temp_directory(), f"exvideo_{name}.mp4")
     try:
         preview.parent.mkdir(parents=True, exist_ok=True)
-        preview.touch()
-    except OSError as error:
-        log.warning("ExVideo shows nothing of %s in the node, for there is no place for a preview: %s", of.name, error)
+        with whole_or_nothing(preview) as partial:
+            write(partial)
+    except (OSError, ExVideoError) as error:
+        log.warning("ExVideo saved %s, but could not make a preview of it for the node: %s", of.name, error)
         return None
     return preview
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from exvideo_core import export, formats
-from exvideo_core.export import Audio, save_video
+from exvideo_core.export import Audio, save_preview, save_video
 from exvideo_core.formats import FORMATS, format_named, offered_formats
 from exvideo_core.types import ExVideoError
 
@@ -266,11 +266,25 @@ def test_frames_come_one_at_a_time(tmp_path, frames):
     assert len(read(path)[1]) == len(alive) == 10
 
 
-def test_a_preview_is_made_beside_what_browsers_do_not_show(tmp_path, frames):
-    preview = tmp_path / "preview.mp4"
-    save(tmp_path, frames, "mov-prores", preview=preview)
+@pytest.mark.parametrize("format", [name for name, kind in FORMATS.items() if not kind.shown])
+def test_a_preview_is_made_of_what_browsers_do_not_show(tmp_path, frames, format):
+    folder, preview = tmp_path / "50%d", tmp_path / "preview.mp4"
+    folder.mkdir()
+    saved = save(folder, frames, format, fps=25, crf=10)
+    save_preview(saved.parent if FORMATS[format].pictures else saved, preview, 25, format)
     meta, back = read(preview)
-    assert (meta["codec"], len(back)) == ("h264", 10)
+    assert (meta["codec"], meta["size"], meta["fps"], len(back)) == ("h264", (64, 48), 25, 10)
+    assert (back - frames).abs().mean() < 0.05
+
+
+def test_a_preview_can_be_stopped(tmp_path, frames, encoder):
+    def stop():
+        raise KeyboardInterrupt
+
+    saved = save(tmp_path, frames, "mov-prores")
+    encoder("kill -STOP $$")
+    with pytest.raises(KeyboardInterrupt):
+        save_preview(saved, tmp_path / "preview.mp4", 25, "mov-prores", stop)
 
 
 def test_stopping_ends_the_encoder(tmp_path, frames):

@@ -12,6 +12,7 @@ from dev.inside import become_host, core, node_runner
 
 base = Path(sys.argv[1])
 become_host("--cpu", "--base-directory", str(base))
+import folder_paths
 run, told, disk = node_runner(), {}, base / "output"
 
 def attempt(what, do):
@@ -40,6 +41,18 @@ def latents():
         core("host").save_latents(torch.rand(64, 4, 64, 64), beside, {}, {})
 
 attempt("latents", latents)
+
+def previews():
+    folder_paths.set_output_directory(str(base / "roomy"))
+    folder_paths.set_temp_directory(str(disk / "temp"))
+    for kind in ("gif", "png", "mp4-h265-10bit", "mov-prores"):
+        run("ExVideoSave", images=noise, format=kind)
+
+(disk / "ballast").write_bytes(bytes(300_000))
+attempt("previews", previews)
+(disk / "ballast").unlink()
+told["saved without"] = sorted(path.name for path in (base / "roomy" / "video").iterdir())
+folder_paths.set_output_directory(str(disk))
 attempt("small", lambda: run("ExVideoSave", images=noise[:2, :64, :64]))
 print(json.dumps(told))
 """
@@ -63,6 +76,12 @@ def test_a_full_disk_is_told_and_leaves_nothing(told, what):
     said, files = told[what]
     assert "o space left" in said
     assert files == []
+
+
+def test_no_room_for_a_preview_costs_nothing_but_the_preview(told):
+    assert told["previews"] == ["", []]
+    names = ["ExVideo_00001_.gif", "ExVideo_00002_", "ExVideo_00003_.mp4", "ExVideo_00004_.mov"]
+    assert told["saved without"] == names
 
 
 def test_what_fits_is_saved_after_all_that(told):

@@ -1,7 +1,10 @@
 """What may go wrong where files are saved, and what is said of it."""
 
+import logging
+
 import folder_paths
 import pytest
+import torch
 from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.types import ExVideoError
 
@@ -22,3 +25,43 @@ def test_a_subfolder_that_cannot_be_made_is_told_as_such(output):
         host.output_file("video/clips/ExVideo", ".mp4"),
     ):
         pass
+
+
+def half(path):
+    path.write_bytes(b"half")
+    raise ExVideoError("the disk is full")
+
+
+def cancelled(path):
+    path.write_bytes(b"half")
+    raise KeyboardInterrupt
+
+
+def test_a_half_preview_is_told_and_removed(output, caplog):
+    with host.output_file("clip", ".gif") as to:
+        to.partial.touch()
+    with caplog.at_level(logging.WARNING):
+        assert host.preview_file(to, half) is None
+    assert "saved clip_00001_.gif, but could not make a preview of it for the node: the disk is full" in caplog.text
+    with pytest.raises(KeyboardInterrupt):
+        host.preview_file(to, cancelled)
+    assert list((output.parent / "temp").iterdir()) == []
+
+
+def test_what_has_no_preview_is_saved_and_shown_itself(nodes, output, caplog):
+    (output.parent / "temp").touch()
+    inputs = {"images": torch.rand(2, 32, 32, 3), "fps": 30.0, "filename_prefix": "clip", "format": "gif", "crf": 19}
+    shown = saved(nodes, **inputs)
+    assert [picture["filename"] for picture in shown["images"]] == ["clip_00001_.gif"]
+    assert [path.name for path in output.iterdir()] == ["clip_00001_.gif"]
+    assert "could not make a preview" in caplog.text
+
+
+def saved(nodes, **inputs):
+    """What Save shows."""
+    from comfy_api.latest import io
+
+    node = nodes["ExVideoSave"]
+    node.hidden = io.HiddenHolder.from_dict(None)
+    ui = node.execute(**inputs).ui
+    return ui if isinstance(ui, dict) else ui.as_dict()
