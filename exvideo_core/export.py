@@ -60,7 +60,7 @@ def save_video(
         fps: frames a second; of a format that plays no more than so many, frames are dropped beyond.
         format: a name in `FORMATS`.
         crf: quality, 0 (best) to 51 (worst); see `formats`.
-        metadata: texts to store in the file, where the format takes any.
+        metadata: texts of JSON to store in the file, where the format takes any.
         audio: cut to the video's length where it is longer; mixed to one channel where it has more than the format
             carries.
         length: how many frames there are, to cut the audio by; by default as many as `len(frames)` says.
@@ -88,7 +88,8 @@ def save_video(
     # With the end rounded up, for otherwise of a clip shorter than one frame there would be none.
     filters = kind.filters if rate <= kind.fastest else f"fps={kind.fastest}:eof_action=pass,{kind.filters}"
 
-    with _scratch(_metadata_text(metadata or {}), audio) as (texts, sound):
+    texts_as_read = {name: kind.as_read(text) for name, text in (metadata or {}).items()}
+    with _scratch(_metadata_text(texts_as_read), audio) as (texts, sound):
         inputs = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "pipe:0"]
         inputs += ["-f", "ffmetadata", "-i", str(texts)]
         streams = ["-map", "0:v", "-map_metadata", "1"]

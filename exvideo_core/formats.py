@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import imageio_ffmpeg
 
-from .texts import write_in_pngs, write_in_webp
+from .texts import without_braces_in_strings, write_in_pngs, write_in_webp
 from .types import ExVideoError
 
 
@@ -32,6 +32,7 @@ class Format(NamedTuple):
         pictures: the names of single pictures, in a format that is a folder of them.
         shown: whether ComfyUI's page shows it in the node; its player knows no GIF.
         texts: writes texts into the finished file, by their names, where ffmpeg does not; see `texts`.
+        as_read: from a text of JSON to the same as the format's readers need it.
     """
 
     suffix: str
@@ -47,6 +48,7 @@ class Format(NamedTuple):
     pictures: str = ""
     shown: bool = True
     texts: Callable[[Path, Mapping[str, str], Callable[[], None]], None] | None = None
+    as_read: Callable[[str], str] = str
 
 
 # Frames leave here as RGB of full range; files carry BT.709 of video range and say so, as players assume for HD.
@@ -85,6 +87,7 @@ FORMATS: Mapping[str, Format] = {
         ".webm", "libvpx-vp9",
         ("-b:v", "0", "-row-mt", "1", "-cpu-used", "3", "-pix_fmt", "yuv420p", *_TAGGED), ("-f", "webm"),
         lambda crf: ("-crf", str(round(crf * 63 / 51))), _BT709, audio="libopus",
+        as_read=without_braces_in_strings,
     ),
     "mov-prores": Format(
         ".mov", "prores_ks", ("-profile:v", "3", "-pix_fmt", "yuv422p10le", "-vendor", "apl0", *_TAGGED),

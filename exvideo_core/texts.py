@@ -1,7 +1,9 @@
-"""Texts inside pictures, such as the graph that made them: ffmpeg writes none there."""
+"""Texts inside files, such as the graph that made them: in pictures, where ffmpeg writes none, and as the page reads
+them."""
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -17,6 +19,13 @@ _HAS_EXIF = 8
 """The bit of a WebP's flags."""
 _CAMERA = 0x10F
 """The EXIF tag of a camera's maker: the first of those that ComfyUI's page looks through for texts."""
+_JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
+def without_braces_in_strings(json: str) -> str:
+    """The same JSON with the braces inside its strings escaped: of WebM, ComfyUI's page finds the end of a text by
+    counting braces."""
+    return _JSON_STRING.sub(lambda string: string[0].replace("{", "\\u007b").replace("}", "\\u007d"), json)
 
 
 def write_in_pngs(folder: Path, texts: Mapping[str, str], waiting: Callable[[], None]) -> None:

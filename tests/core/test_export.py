@@ -128,6 +128,19 @@ def test_the_graph_travels_in_the_file_front(tmp_path, frames, format):
         assert container.metadata["workflow"] == "{}"
 
 
+def test_braces_in_a_webms_texts_are_balanced_as_they_stand(tmp_path, frames):
+    """As the page counts them, which knows no strings."""
+    graph = {"a { b": ["} \\", '"{"', {"\\": "{{ ü"}], "": {}}
+    path = save(tmp_path, frames, "webm-vp9", metadata={"prompt": json.dumps(graph), "workflow": json.dumps([graph])})
+    av = pytest.importorskip("av")
+    with av.open(str(path)) as container:
+        texts = {name.lower(): text for name, text in container.metadata.items()}
+    assert json.loads(texts["prompt"]) == graph
+    assert json.loads(texts["workflow"]) == [graph]
+    for text in texts["prompt"], texts["workflow"]:
+        assert text.count("{") == text.count("}") == 3
+
+
 TEXTS = {"prompt": json.dumps({"1": {"text": "a: b ü 猫", "list": list(range(50_000))}}), "workflow": "{}", "猫": "é"}
 
 
