@@ -7,10 +7,9 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Mapping
-from itertools import count
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, TiffTags
 
 _PNG_HEADER = 33
 """Bytes of a PNG's signature and first chunk, which tells its size."""
@@ -19,6 +18,7 @@ _HAS_EXIF = 8
 """The bit of a WebP's flags."""
 _CAMERA = 0x10F
 """The EXIF tag of a camera's maker: the first of those that ComfyUI's page looks through for texts."""
+_GRAPH = ("prompt", "workflow")
 _JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
@@ -48,17 +48,24 @@ def _png_chunk(name: str, text: str) -> bytes:
     return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
 
 
+def _takes_text(tag: int) -> bool:
+    """Whether a tag of EXIF is one of text, or of nothing known, and not of a number."""
+    return TiffTags.lookup(tag).type in (None, TiffTags.ASCII)
+
+
 def write_in_webp(path: Path, texts: Mapping[str, str], waiting: Callable[[], None]) -> None:
     """Put texts into a WebP's EXIF, as ComfyUI does: `name:text` in tags from a camera's maker downwards.
 
     Args:
         path: of the WebP, which is written over.
-        texts: by their names; ASCII, other letters become question marks.
+        texts: by their names; ASCII, other letters become question marks. Beyond some 250, what is not of the graph
+            is left out.
         waiting: called once; may raise to stop.
     """
     waiting()
     exif = Image.Exif()
-    for tag, (name, text) in zip(count(_CAMERA, -1), texts.items(), strict=False):
+    graph_first = sorted(texts.items(), key=lambda item: item[0] not in _GRAPH)
+    for tag, (name, text) in zip(filter(_takes_text, range(_CAMERA, 0, -1)), graph_first, strict=False):
         exif[tag] = f"{name}:{text}"
     chunk = exif.tobytes().removeprefix(b"Exif\0\0")
     with path.open("r+b") as file:

@@ -179,6 +179,16 @@ def test_the_graph_travels_in_a_webp(tmp_path, frames, count, same):
     assert (names[0], names[-1]) == (b"VP8X", b"EXIF")
 
 
+@pytest.mark.parametrize("count", [30, 400])
+def test_a_webp_takes_many_texts(tmp_path, frames, count):
+    texts = {"prompt": "{}", **{f"key {number}": f'"{number}"' for number in range(count)}, "workflow": "[]"}
+    with Image.open(save(tmp_path, frames, "webp", metadata=texts)) as picture:
+        written = dict(text.split(":", 1) for text in picture.getexif().values())
+    assert written.items() <= texts.items()
+    assert {"prompt", "workflow"} <= written.keys()
+    assert len(written) >= min(count + 2, 240)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("shape", [(3, 49, 63, 3), (1, 48, 64, 3), (2, 48, 64, 1), (2, 48, 64, 4)])
 def test_odd_sizes_single_frames_grey_and_rgba(tmp_path, shape, format):
