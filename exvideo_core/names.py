@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 import time
+import unicodedata
 from collections.abc import Mapping
 from pathlib import PureWindowsPath
 from typing import Any
 
 from .types import ExVideoError
 
-_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
+_RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *(p + n for p in ("COM", "LPT") for n in "123456789¹²³")}
 """What Windows takes for devices, with any ending."""
 _DATE, _PARTS_OF_DATE = re.compile("%date:([^%]+)%"), re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
 _INPUT = re.compile(r"%([^%.:]+)\.([^%]+)%")
-_NOT_IN_NAMES = re.compile(r'[/\\?%*:|"<>\x00-\x1f\x7f]')
+_NOT_IN_NAMES = re.compile(r'[/\\?%*:|"<>\x00-\x1f\x7f-\x9f]')
 
 
 def file_prefix(prefix: str, prompt: Mapping[str, Any] | None = None) -> str:
@@ -60,7 +61,7 @@ def _with_inputs(prefix: str, prompt: Mapping[str, Any]) -> str:
 def _checked(prefix: str) -> str:
     names = re.split(r"[/\\]", prefix)
     stems = [name.split(".")[0].strip().upper() for name in names]
-    if not stems[-1] or any(ord(sign) < 32 for sign in prefix) or not _RESERVED.isdisjoint(stems):
+    if not stems[-1] or any(unicodedata.category(sign) == "Cc" for sign in prefix) or not _RESERVED.isdisjoint(stems):
         raise ExVideoError(f"No file can be called {prefix!r} on every system: choose a name such as video/ExVideo.")
     # Also one that leads back into the output folder, which the host takes: the page could not find its files.
     if PureWindowsPath(prefix).anchor:

@@ -43,3 +43,17 @@ def test_names_that_the_page_would_not_fetch_are_refused(prefix):
 @pytest.mark.parametrize("prefix", ["a..b/clip", "video/one. two."])
 def test_other_dots_are_fine(prefix):
     assert file_prefix(prefix) == prefix
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "a/", "nul.txt", "video/COM9", "COM¹", "lpt³.x/clip", "CONIN$", "conout$.mp4", "a\tb", "a\x7fb", "a\x85b"],
+)
+def test_names_that_some_system_cannot_give_a_file_are_refused(prefix):
+    with pytest.raises(ExVideoError, match="No file can be called"):
+        file_prefix(prefix)
+
+
+def test_a_value_of_the_graph_with_such_signs_is_no_reason_to_fail():
+    prompt = {"1": {"class_type": "Text", "inputs": {"text": "a\x7fb\x85c"}}}
+    assert file_prefix("%Text.text%", prompt) == "a_b_c"
