@@ -16,7 +16,7 @@ import folder_paths
 import torch
 from comfy.cli_args import args as host_arguments
 
-from ..files import claimed, save_tensors, whole_or_nothing
+from ..files import Claim, claimed, save_tensors, whole_or_nothing
 from ..names import file_prefix
 from ..types import ExVideoError
 
@@ -121,8 +121,17 @@ def output_file(
             f"Nothing can be saved as {prefix!r} ({_first_line(error)}): choose a name within ComfyUI's output folder, "
             "such as video/ExVideo."
         ) from error
-    with claimed(Path(folder), stem, counter, suffix) as claim:
+    with claimed(Path(folder), stem, counter, suffix) as claim, _told_of(claim):
         yield Destination(claim.partial, claim.path.name, subfolder)
+
+
+@contextmanager
+def _told_of(claim: Claim) -> Iterator[None]:
+    """Errors tell the name that a person knows, not the hidden one that is written to."""
+    try:
+        yield
+    except ExVideoError as error:
+        raise ExVideoError(str(error).replace(claim.partial.name, claim.path.name)) from error
 
 
 def preview_file(of: Destination, write: Callable[[Path], None]) -> Path | None:
@@ -153,7 +162,7 @@ def save_latents(
 ) -> None:
     """Keep latents in a file that the host's Load Latent reads, under the name and number of the one beside it."""
     stem, number, _ = beside.name.rsplit("_", 2)
-    with claimed(beside.partial.parent, stem, int(number), ".latent") as claim:
+    with claimed(beside.partial.parent, stem, int(number), ".latent") as claim, _told_of(claim):
         # The second tensor says that the numbers are as samplers leave them.
         tensors = {"latent_tensor": latents, "latent_format_version_0": torch.tensor([])}
         save_tensors(claim.partial, tensors, graph_metadata(prompt, extra_pnginfo))

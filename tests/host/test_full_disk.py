@@ -78,6 +78,11 @@ def test_a_full_disk_is_told_and_leaves_nothing(told, what):
     assert files == []
 
 
+def test_the_message_tells_the_name_that_the_file_would_have_had(told):
+    said, _ = told["latents"]
+    assert said.startswith("ExVideo_00001_.latent could not be written")
+
+
 def test_no_room_for_a_preview_costs_nothing_but_the_preview(told):
     assert told["previews"] == ["", []]
     names = ["ExVideo_00001_.gif", "ExVideo_00002_", "ExVideo_00003_.mp4", "ExVideo_00004_.mov"]
