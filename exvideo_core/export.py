@@ -62,7 +62,7 @@ def save_video(
         crf: quality, 0 (best) to 51 (worst); see `formats`.
         metadata: texts of JSON to store in the file, where the format takes any.
         audio: cut to the video's length where it is longer; mixed to one channel where it has more than the format
-            carries.
+            carries. One without channels or samples is none.
         length: how many frames there are, to cut the audio by; by default as many as `len(frames)` says.
         waiting: called several times a second while ffmpeg reads or finishes, and texts are written; what it raises
             ends that.
@@ -82,6 +82,8 @@ def save_video(
         raise ExVideoError(f"There are no frames to save: expected [H, W, channels] each, got {got}.")
     height, width = (side + (side % 2 if kind.even else 0) for side in first.shape[:2])
     rate = _rate(fps)
+    if audio is not None and not audio.waveform.numel():
+        audio = None
     if audio is not None:
         audio = _carried(audio, kind.channels)
         length = len(frames) if length is None else length  # type: ignore[arg-type]

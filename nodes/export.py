@@ -89,7 +89,7 @@ def save(
             format,
             crf,
             host.graph_metadata(hidden.prompt, hidden.extra_pnginfo),
-            None if audio is None else Audio(audio["waveform"][0], audio["sample_rate"]),
+            None if audio is None or not len(audio["waveform"]) else Audio(audio["waveform"][0], audio["sample_rate"]),
             length,
             host.interruptible,
         )

@@ -227,6 +227,14 @@ def test_formats_without_sound_are_saved_without(tmp_path, frames):
     assert save(tmp_path, frames, "gif", audio=sound).stat().st_size
 
 
+@pytest.mark.parametrize("shape", [(0, 44100), (2, 0), (0, 0)])
+@pytest.mark.parametrize("format", ["mp4-h264", "webm-vp9", "mov-prores"])
+def test_sound_without_channels_or_samples_is_none(tmp_path, frames, format, shape):
+    meta, back = read(save(tmp_path, frames, format, audio=Audio(torch.zeros(shape), 44100)))
+    assert len(back) == 10
+    assert "audio_codec" not in meta
+
+
 @pytest.mark.parametrize(("format", "channels"), [("webm-vp9", 4), ("mp4-h264", 9), ("mp4-h264", 6)])
 def test_sound_of_many_channels_and_of_no_numbers_is_saved(tmp_path, frames, format, channels):
     sound = torch.sin(torch.arange(44100) / 20).repeat(channels, 1)

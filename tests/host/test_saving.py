@@ -50,18 +50,24 @@ def test_a_half_preview_is_told_and_removed(output, caplog):
 
 def test_what_has_no_preview_is_saved_and_shown_itself(nodes, output, caplog):
     (output.parent / "temp").touch()
-    inputs = {"images": torch.rand(2, 32, 32, 3), "fps": 30.0, "filename_prefix": "clip", "format": "gif", "crf": 19}
-    shown = saved(nodes, **inputs)
+    shown = saved(nodes, format="gif")
     assert [picture["filename"] for picture in shown["images"]] == ["clip_00001_.gif"]
     assert [path.name for path in output.iterdir()] == ["clip_00001_.gif"]
     assert "could not make a preview" in caplog.text
 
 
+def test_sound_of_no_video_is_none(nodes, output):
+    sound = {"waveform": torch.zeros(0, 2, 44100), "sample_rate": 44100}
+    (shown,) = saved(nodes, format="mp4-h264", audio=sound)["images"]
+    assert (output / shown["filename"]).exists()
+
+
 def saved(nodes, **inputs):
-    """What Save shows."""
+    """What Save shows of a short clip."""
     from comfy_api.latest import io
 
+    clip = {"images": torch.rand(2, 32, 32, 3), "fps": 30.0, "filename_prefix": "clip", "crf": 19}
     node = nodes["ExVideoSave"]
     node.hidden = io.HiddenHolder.from_dict(None)
-    ui = node.execute(**inputs).ui
+    ui = node.execute(**clip, **inputs).ui
     return ui if isinstance(ui, dict) else ui.as_dict()
