@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..exvideo_core import conditioning, host
+from ..exvideo_core.export import check_rate
 from ..exvideo_core.interpolate import MAX_MULTIPLIER, check_multiplier, interpolate, interpolated_length
 from .schema import fps_input, host_model_inputs, loop_input, schema
 
@@ -46,6 +47,7 @@ class ExVideoInterpolate(io.ComfyNode):
         cls, images: torch.Tensor, multiplier: int, fps: float, model: Any = None, loop: bool = False
     ) -> io.NodeOutput:
         check_multiplier(multiplier)
+        check_rate(fps)
         frames = conditioning.rgb(images)
         result = frames.new_empty(interpolated_length(len(frames), multiplier, loop), *frames.shape[1:])
         update = host.progress()

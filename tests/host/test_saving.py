@@ -62,6 +62,12 @@ def test_sound_of_no_video_is_none(nodes, output):
     assert (output / shown["filename"]).exists()
 
 
+@pytest.mark.parametrize("fps", [float("nan"), 0.0, -5.0, float("inf")])
+def test_interpolating_refuses_frame_rates_that_no_video_has(run, fps):
+    with pytest.raises(ExVideoError, match=f"got fps = {fps}"):
+        run("ExVideoInterpolate", images=torch.rand(2, 32, 32, 3), fps=fps)
+
+
 def saved(nodes, **inputs):
     """What Save shows of a short clip."""
     from comfy_api.latest import io
