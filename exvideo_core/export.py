@@ -53,8 +53,8 @@ def save_video(
 
     Args:
         frames: [H, W, C] each, values in [0, 1]; grey, RGB or RGBA, of which the colour is kept. Where a format stores
-            colour for 2×2 pixels, odd sizes grow by a repeated row or column. Values out of range are clipped, NaN is
-            black.
+            colour for 2×2 pixels, odd sizes grow by a repeated row or column, and by more of them what is too small for
+            an encoder. Values out of range are clipped, NaN is black.
         path: what to write to, whatever its suffix; on failure it is for the caller to remove. Of a format that is a
             folder of pictures, that folder.
         fps: frames a second; of a format that plays no more than so many, frames are dropped beyond.
@@ -80,7 +80,7 @@ def save_video(
     if first is None or first.ndim != 3 or not first.numel():
         got = "none" if first is None else f"one of shape {list(first.shape)}"
         raise ExVideoError(f"There are no frames to save: expected [H, W, channels] each, got {got}.")
-    height, width = (side + (side % 2 if kind.even else 0) for side in first.shape[:2])
+    height, width = kind.stored(*first.shape[:2])
     rate = _rate(fps)
     if audio is not None and not audio.waveform.numel():
         audio = None
@@ -101,7 +101,8 @@ def save_video(
             streams += ["-map", "2:a", "-c:a", kind.audio, "-b:a", "192k", "-t", f"{float((length or 0) / rate):.6f}"]
         command = [ffmpeg(), *_QUIETLY, *inputs, *streams, "-vf", filters, "-c:v", kind.codec, *kind.encoder]
         command += [*kind.quality(crf), *kind.container, _as_ffmpeg_names(path, kind)]
-        count = _encode(command, (_raw(frame, height, width) for frame in itertools.chain([first], source)), waiting)
+        raw = (_raw(frame, first.shape[:2], (height, width)) for frame in itertools.chain([first], source))
+        count = _encode(command, raw, waiting)
     if not (any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size):
         raise does_not_run("saved", ValueError(f"{command[0]} wrote nothing"))
     if metadata and kind.texts is not None:
@@ -152,15 +153,16 @@ def _as_ffmpeg_names(path: Path, kind: Format) -> str:
     return str(path).replace("%", "%%") + f"/{kind.pictures}" if kind.pictures else str(path)
 
 
-def _raw(frame: torch.Tensor, height: int, width: int) -> memoryview:
-    """A frame as ffmpeg takes it: 3 bytes a pixel."""
+def _raw(frame: torch.Tensor, size: tuple[int, ...], stored: tuple[int, int]) -> memoryview:
+    """A frame as ffmpeg takes it, 3 bytes a pixel; grown from one (height, width) to the other."""
+    if frame.shape[:-1] != size:
+        height, width = size
+        raise ExVideoError(f"All frames of a video have one size, {width}×{height}; got one of {list(frame.shape)}.")
     if frame.shape[-1] < 3:
         frame = frame[..., :1].expand(-1, -1, 3)
-    down, right = height - frame.shape[0], width - frame.shape[1]
-    if not (0 <= down <= 1 and 0 <= right <= 1):
-        raise ExVideoError(f"All frames of a video have one size, {width}×{height}; got one of {list(frame.shape)}.")
     frame = frame[..., :3].float()
-    if down or right:
+    if stored != size:
+        down, right = (to - side for to, side in zip(stored, size, strict=True))
         frame = F.pad(frame.movedim(-1, 0), (0, right, 0, down), mode="replicate").movedim(0, -1)
     pixels = (frame.nan_to_num() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
     return pixels.contiguous().numpy().data.cast("B")

@@ -14,6 +14,27 @@ from .texts import without_braces_in_strings, write_in_pngs, write_in_webp
 from .types import ExVideoError
 
 
+def _even(height: int, width: int) -> tuple[int, int]:
+    """Of formats that store colour for 2×2 pixels."""
+    return height + height % 2, width + width % 2
+
+
+def _as_it_is(height: int, width: int) -> tuple[int, int]:
+    return height, width
+
+
+def _for_x265(height: int, width: int) -> tuple[int, int]:
+    """It refuses what is smaller, and crashes at one width."""
+    height, width = _even(max(height, 16), max(width, 16))
+    return height, 50 if width == 48 else width
+
+
+def _for_svt_av1(height: int, width: int) -> tuple[int, int]:
+    """It crashes where neither side is longer than 8."""
+    height, width = _even(height, width)
+    return height, width if max(height, width) > 8 else 10
+
+
 class Format(NamedTuple):
     """A kind of video file, and what ffmpeg needs to be told to make it.
 
@@ -24,7 +45,7 @@ class Format(NamedTuple):
         container: what kind of file.
         quality: from crf, 0 (best) … 51 (worst), to the encoder's own scale.
         filters: of the picture, ffmpeg's.
-        even: whether sides have to be even, because the format stores colour for 2×2 pixels.
+        stored: from a picture's height and width to those that it grows to, for the encoder to take it.
         fastest: frames a second that it can play: of GIF and WebP, browsers show each frame for a tenth of a second
             where it should be a hundredth or less.
         audio: ffmpeg's name of the encoder for sound; none where the format carries none.
@@ -41,7 +62,7 @@ class Format(NamedTuple):
     container: Sequence[str]
     quality: Callable[[int], Sequence[str]]
     filters: str
-    even: bool = True
+    stored: Callable[[int, int], tuple[int, int]] = _even
     fastest: int = 1000
     audio: str = ""
     channels: int = 2
@@ -76,12 +97,13 @@ FORMATS: Mapping[str, Format] = {
         ".mp4", "libx265",
         # The tag is what Apple's players look for; without the last, the encoder writes a page into the log.
         ("-preset", "medium", "-pix_fmt", "yuv420p10le", "-tag:v", "hvc1", "-x265-params", "log-level=error", *_TAGGED),
-        ("-f", "mp4", *_FRONT), _crf, _BT709, audio="aac", channels=8, shown=False,
+        ("-f", "mp4", *_FRONT), _crf, _BT709, stored=_for_x265, audio="aac", channels=8, shown=False,
     ),
     "mp4-av1": Format(
         ".mp4", "libsvtav1", ("-preset", "6", "-pix_fmt", "yuv420p10le", *_TAGGED), ("-f", "mp4", *_FRONT),
         # AV1's scale ends at 63. Its 0 is another mode, not lossless.
-        lambda crf: ("-crf", str(max(1, round(crf * 63 / 51)))), _BT709, fastest=240, audio="aac", channels=8,
+        lambda crf: ("-crf", str(max(1, round(crf * 63 / 51)))), _BT709, stored=_for_svt_av1, fastest=240,
+        audio="aac", channels=8,
     ),
     "webm-vp9": Format(
         ".webm", "libvpx-vp9",
@@ -95,15 +117,16 @@ FORMATS: Mapping[str, Format] = {
         channels=16, shown=False,
     ),
     "gif": Format(
-        ".gif", "gif", (), ("-f", "gif", "-loop", "0"), lambda crf: (), _PALETTE, even=False, fastest=50, shown=False,
+        ".gif", "gif", (), ("-f", "gif", "-loop", "0"), lambda crf: (), _PALETTE, stored=_as_it_is, fastest=50,
+        shown=False,
     ),
     "webp": Format(
         ".webp", "libwebp_anim", ("-pix_fmt", "bgra"), ("-f", "webp", "-loop", "0"),
         lambda crf: ("-lossless", "1") if crf == 0 else ("-quality", str(round(100 - crf * 100 / 51))),
-        "null", even=False, fastest=90, texts=write_in_webp,
+        "null", stored=_as_it_is, fastest=90, texts=write_in_webp,
     ),
     "png": Format(
-        "", "png", ("-pix_fmt", "rgb24"), ("-f", "image2"), lambda crf: (), "null", even=False,
+        "", "png", ("-pix_fmt", "rgb24"), ("-f", "image2"), lambda crf: (), "null", stored=_as_it_is,
         pictures="frame_%05d.png", shown=False, texts=write_in_pngs,
     ),
 }  # fmt: skip

@@ -196,9 +196,27 @@ def test_odd_sizes_single_frames_grey_and_rgba(tmp_path, shape, format):
     meta, back = read(path)
     odd = shape[1] == 49
     grown = (64, 50) if odd else (64, 48)
-    assert meta["size"] == (grown if FORMATS[format].even or not odd else (63, 49))
+    assert meta["size"] == (grown if format not in ("gif", "webp", "png") or not odd else (63, 49))
     assert len(back) == (1 if format == "webp" else shape[0])  # where equal frames are one that lasts
     assert (back - 0.5).abs().max() < 4.5 / 255
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (3, 8), (8, 64), (64, 8), (32, 48)])
+def test_pictures_of_any_size_are_saved(tmp_path, size, format):
+    """At some sizes encoders refuse or crash; there, pictures grow."""
+    grown = {
+        "mp4-h265-10bit": {
+            (1, 1): (16, 16), (8, 8): (16, 16), (3, 8): (16, 16), (8, 64): (16, 64), (64, 8): (64, 16),
+            (32, 48): (32, 50),
+        },
+        "mp4-av1": {(1, 1): (2, 10), (8, 8): (8, 10), (3, 8): (4, 10)},
+    }  # fmt: skip
+    even = tuple(side + side % 2 for side in size)
+    usual = size if format in ("gif", "webp", "png") else even
+    meta, back = read(save(tmp_path, torch.full((12, *size, 3), 0.3), format, crf=0))
+    assert meta["size"][::-1] == grown.get(format, {}).get(size, usual)
+    assert (back - 0.3).abs().max() < 4.5 / 255
 
 
 def test_values_out_of_range_are_clipped(tmp_path):
@@ -425,6 +443,7 @@ def test_without_ffmpeg_all_formats_are_listed_and_saving_says_what_to_do(tmp_pa
         ({"format": "avi"}, "There is no video format avi: choose mp4-h264"),
         ({"frames": torch.zeros(0, 8, 8, 3)}, "no frames"),
         ({"frames": torch.zeros(2, 8, 8)}, r"got one of shape \[8, 8\]"),
+        ({"frames": [torch.zeros(8, 8, 3), torch.zeros(7, 8, 3)]}, r"one size, 8×8; got one of \[7, 8, 3\]"),
         ({"frames": [torch.zeros(8, 8, 3), torch.zeros(9, 12, 3)]}, r"one size, 8×8; got one of \[9, 12, 3\]"),
     ],
 )
