@@ -97,11 +97,13 @@ class Extension:
             loaded model: never written to.
         num_frames: F, the longest clip in frames.
         metadata: what the file says of itself.
+        file: where it lies, where it was read from one or is kept by a training.
     """
 
     tensors: Mapping[str, torch.Tensor]
     num_frames: int
     metadata: Mapping[str, str] = field(default_factory=dict)
+    file: Path | None = None
 
     def replaced_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The 480 weights that take the place of SVD's: key in the UNet, tensor."""
@@ -203,7 +205,7 @@ def read_extension(path: str | Path) -> Extension:
         num_frames = check_layout(Path(path).name, {name: shapes[key] for name, key in names.items()})
         tensors = {name: _kept(file.get_tensor(key)) for name, key in names.items()}
         _check_numbers(tensors, f"{Path(path).name} is a damaged ExVideo extension", _ADVICE)
-        return Extension(tensors, num_frames, file.metadata() or {})
+        return Extension(tensors, num_frames, file.metadata() or {}, Path(path))
 
 
 def write_extension(

@@ -15,7 +15,7 @@ from ..post_tuning.cache import cache_clips
 from ..post_tuning.curve import loss_curve
 from ..post_tuning.engine import Engine
 from ..post_tuning.recipe import Recipe
-from ..post_tuning.training import EXTENSION, Progress, Training
+from ..post_tuning.training import EXTENSION, Progress, Training, check_start
 from ..types import ClipShape, ExVideoError
 from .files import CACHE
 from .identity import model_identity
@@ -64,8 +64,9 @@ def post_tune(
         The extension, and the loss of each step.
 
     Raises:
-        ExVideoError: videos, sizes or an extension that do not fit, a folder that nothing can be written to, a loss
-            that is no longer a number, or files that had to be kept and could not be written.
+        ExVideoError: videos, sizes or an extension that do not fit, an extension to start from that the run would
+            replace, a folder that nothing can be written to, a loss that is no longer a number, or files that had to
+            be kept and could not be written.
     """
     try:
         require_writable(folder)  # before hours of training that it could not keep
@@ -74,6 +75,7 @@ def post_tune(
             f"A training cannot be kept in {folder} ({error.strerror}): choose a folder that can be written to."
         ) from error
     require_svd(model)
+    check_start(extension, folder)
     extension = longer_extension(extension, num_frames)
     shape = ClipShape.of_pixels(num_frames or extension.num_frames, *size)
     recipe = replace(recipe, scale=latent_scale(model))

@@ -38,6 +38,20 @@ log = logging.getLogger(__name__)
 Denoise = Callable[..., torch.Tensor]
 
 
+def check_start(start: Extension, folder: Path) -> None:
+    """Raise ExVideoError if a run in this folder would replace the very file that it starts from.
+
+    Stopped, it could not go on: where it began would be gone, and with it what the run before had learned.
+    """
+    for kept in (folder / EXTENSION, _before(folder / EXTENSION)):
+        with suppress(OSError):  # one of them is not there
+            if start.file and start.file.samefile(kept):
+                raise ExVideoError(
+                    f"Post-tuning in {folder} would replace {kept.name} there, which it is to start from: choose "
+                    "another run_name or --output, and that file stays as it is."
+                )
+
+
 @dataclass
 class Progress:
     """How far a training is.
@@ -118,7 +132,8 @@ class Training:
         value = self._engine.value
         tensors = self._average if averaged else {k: value(p).cpu().clone() for k, p in self._parameters.items()}
         texts = {"training": json.dumps({**asdict(self._recipe), "steps": self.progress.step})}
-        return Extension(dict(tensors), self._start.num_frames, {**self._start.metadata, **texts})
+        kept = self._folder and self._folder / EXTENSION
+        return Extension(dict(tensors), self._start.num_frames, {**self._start.metadata, **texts}, kept)
 
     def _step(self, step: int) -> float:
         recipe, engine, total = self._recipe, self._engine, 0.0

@@ -175,6 +175,25 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(tune):
     assert same(longer, whole)
 
 
+@pytest.mark.parametrize("kept", ["extension", "extension.before"])
+def test_a_run_does_not_start_from_what_it_would_replace(tune, tmp_path, kept):
+    """Whatever name that file is given; its copy elsewhere, and another run, are fine."""
+    folder = tmp_path / "run"
+    result, _ = tune(1)
+    file = (folder / "extension.safetensors").replace(folder / f"{kept}.safetensors")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for start in (read_extension(file), read_extension(folder / ".." / "run" / file.name)):
+        with pytest.raises(ExVideoError, match=rf"would replace {kept}\.safetensors there, .* choose another run_name"):
+            tune(2, start=start)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    if kept == "extension":
+        # What another node gives on to one of the same run_name.
+        with pytest.raises(ExVideoError, match="would replace"):
+            tune(1, start=result)
+        assert len(tune(2)[1]) == 2
+        tune(1, "another", start=read_extension(file))
+
+
 def test_other_settings_videos_or_beginnings_are_another_run(tune, tmp_path, loaded):
     """Two steps each under the same name: going on with the run before would give its losses."""
     _, losses = tune(2)
