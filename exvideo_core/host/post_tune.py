@@ -99,7 +99,7 @@ def post_tune(
             # A process that fails alone must not wait for the parts of the others.
             if ended or not engine.spread:
                 result = training.extension()
-                if training.progress.step and not engine.rank:
+                if training.progress.step and training.whole and not engine.rank:
                     _keep(result, training.progress.losses, folder, must_keep and ended)
     return result, training.progress.losses
 

@@ -18,6 +18,7 @@ from ..files import fingerprint, open_tensors, save_tensors
 from ..types import ExVideoError
 from .cache import Clips
 from .engine import MOMENTS, Engine, Parameters
+from .interrupts import uninterrupted
 from .objective import draw, loss, noise_like
 from .recipe import Recipe
 
@@ -68,6 +69,11 @@ class Progress:
 class Training:
     """A training that can be stopped after any step, kept, and gone on with to the same numbers.
 
+    Attributes:
+        progress: how far it is.
+        whole: whether parameters, moments, averages and the count of steps are all of the same step. They are not
+            where an exception came while a step was taken.
+
     Args:
         denoise: as `host.Denoiser`; differentiable.
         parameters: what is trained, float32, by names in an extension file.
@@ -97,13 +103,16 @@ class Training:
         self._denoise, self._parameters = self._engine.prepare(denoise, parameters, recipe)
         self._begun_from = fingerprint(start.tensors)
         self._over_another = False
-        self.progress = Progress()
+        self.progress, self.whole = Progress(), True
 
     def run(self, on_step: Callable[[Progress], None] = lambda progress: None) -> Extension:
         """Train to the last step of the recipe.
 
+        Whatever ends it before, what was learned is kept in the folder; of a step that was half taken, nothing is, and
+        the state of the last checkpoint stays.
+
         Args:
-            on_step: called after each step; may raise to stop, and then what was learned is kept in the folder.
+            on_step: called after each step; may raise to stop.
 
         Raises:
             ExVideoError: the loss is no longer a number. What was learned before is kept in the folder.
@@ -112,10 +121,7 @@ class Training:
         ended = False
         try:
             while progress.step < recipe.steps:
-                progress.losses.append(self._step(progress.step))
-                progress.step += 1
-                if progress.step % recipe.average_every == 0:
-                    self._take_in()
+                self._step(progress.step)
                 on_step(progress)
                 if progress.step % recipe.save_every == 0 and progress.step < recipe.steps:
                     self._try_to_save()
@@ -135,7 +141,7 @@ class Training:
         kept = self._folder and self._folder / EXTENSION
         return Extension(dict(tensors), self._start.num_frames, {**self._start.metadata, **texts}, kept)
 
-    def _step(self, step: int) -> float:
+    def _step(self, step: int) -> None:
         recipe, engine, total = self._recipe, self._engine, 0.0
         for turn in range(recipe.accumulate):
             value = self._loss((step * recipe.accumulate + turn) * engine.processes + engine.rank) / recipe.accumulate
@@ -144,10 +150,20 @@ class Training:
             if not math.isfinite(total):
                 raise self._diverged(step, "loss")
             engine.backward(value)
-        # In half precision it is now and then, which a smaller scale mends.
-        if not math.isfinite(engine.step()) and not engine.scaled:
+        # What takes longest is waited for in here, so Ctrl-C most often comes then, and would lose all since the last
+        # checkpoint.
+        with uninterrupted():
+            self.whole = False
+            # In half precision it is not finite now and then, which a smaller scale mends.
+            taken = math.isfinite(engine.step()) or engine.scaled
+            if taken:
+                self.progress.losses.append(total)
+                self.progress.step += 1
+                if self.progress.step % recipe.average_every == 0:
+                    self._take_in()
+            self.whole = True
+        if not taken:
             raise self._diverged(step, "gradient")
-        return total
 
     def _diverged(self, step: int, what: str) -> ExVideoError:
         kept = f": what was learned before is in {self._folder}, and another run there would begin anew over it"
@@ -178,7 +194,7 @@ class Training:
 
     def _try_to_save(self) -> None:
         """Keep the state; where that fails, of a full disk, say, the training goes on and the state before it stays."""
-        if self._folder is None or not self.progress.step:
+        if self._folder is None or not self.progress.step or not self.whole:
             return
         try:
             self.save()

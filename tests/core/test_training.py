@@ -2,6 +2,9 @@
 
 import json
 import math
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,6 +90,62 @@ def test_a_run_that_skipped_steps_goes_on_to_the_same_numbers(tmp_path, at):
     assert torch.equal(again.run().tensors["weight"], whole.tensors["weight"])
     states = [load_file(tmp_path / run / STATE) for run in ("whole", "stopped")]
     assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
+
+
+class Cut(Engine):
+    """Where something goes wrong, or Ctrl-C comes, when AdamW has just taken a step."""
+
+    def __init__(self, at, cut):
+        self.at, self.cut = at, cut
+
+    def step(self):
+        norm = super().step()
+        if self.taken() == self.at:
+            self.cut()
+        return norm
+
+
+def test_ctrl_c_amid_a_step_waits_until_it_is_taken(tmp_path):
+    whole = training(tmp_path / "whole", engine=Engine(), average_every=2).run()
+    before = signal.getsignal(signal.SIGINT)
+    for at in (4, 5):  # with the average taken in, and without
+        cut = training(tmp_path / "cut", Cut(at, partial(signal.raise_signal, signal.SIGINT)), average_every=2)
+        cut.load()
+        with pytest.raises(KeyboardInterrupt):
+            cut.run()
+        assert cut.progress.step == at
+        assert signal.getsignal(signal.SIGINT) is before
+        again = training(tmp_path / "cut", engine=Engine(), average_every=2)
+        assert again.load()
+        assert again.progress.step == at
+    assert torch.equal(again.run().tensors["weight"], whole.tensors["weight"])
+
+
+@pytest.mark.parametrize("amid", ["step", "average"])
+def test_a_step_that_is_half_taken_is_not_kept(tmp_path, amid, monkeypatch):
+    """The checkpoint before it stays; from that the run goes on to the same numbers."""
+
+    def fail():
+        raise MemoryError
+
+    options = {"average_every": 1, "save_every": 3}
+    whole = training(tmp_path / "whole", engine=Engine(), **options).run()
+    cut = training(tmp_path / "cut", Cut(5, fail if amid == "step" else lambda: None), **options)
+    if amid == "average":
+        take_in = cut._take_in
+        monkeypatch.setattr(cut, "_take_in", lambda: fail() if cut.progress.step == 5 else take_in())
+    with pytest.raises(MemoryError):
+        cut.run()
+    again = training(tmp_path / "cut", engine=Engine(), **options)
+    assert again.load()
+    assert again.progress.step == 3
+    assert torch.equal(again.run().tensors["weight"], whole.tensors["weight"])
+
+
+def test_a_training_in_another_thread_than_the_first_is_not_interrupted(tmp_path):
+    with ThreadPoolExecutor() as pool:
+        learned = pool.submit(training(tmp_path, engine=Engine()).run).result()
+    assert not torch.equal(learned.tensors["weight"], torch.ones(4))
 
 
 MAPS = Path("/proc/self/maps")

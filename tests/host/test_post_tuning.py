@@ -253,6 +253,20 @@ def test_a_stopped_run_keeps_its_extension(tune, tmp_path, extension):
     assert not same(kept, extension)
 
 
+def test_of_a_step_that_was_half_taken_no_extension_is_kept(tune, tmp_path, monkeypatch):
+    """Here, since memory runs out in the running average: what the checkpoint before it knew is not written over."""
+    tune(2)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+    def fail(_):
+        raise MemoryError
+
+    monkeypatch.setattr(training.Training, "_take_in", fail)
+    with pytest.raises(MemoryError):
+        tune(8, average_every=2)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tune, loaded, tmp_path, extension, monkeypatch):
     """By a clip whose latents are damaged in the cache, which comes second."""
     tune(1)
