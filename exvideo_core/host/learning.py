@@ -22,7 +22,7 @@ from ..unet import ATTENTION_OVERRIDE, extended_unet
 from .identity import encoder_identity
 from .memory import work
 from .patch import KEY, require_svd
-from .running import encode_clip, encode_frames
+from .running import encode_clip, encode_frames, require_token
 
 
 class Denoiser(nn.Module):
@@ -87,7 +87,15 @@ class Encoder:
     def __call__(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """From a clip [T, H, W, 3] in [0, 1]: its latents [T, 4, H/8, W/8], the token [1, 1, D] of its first frame."""
         latents = encode_frames(self._vae, frames)
-        return latents, encode_clip(self._clip_vision, partial(clip_pixels, frames[:1]))
+        return latents, self._token(frames)
+
+    def require_fit(self, model: Any) -> None:
+        """Raise ExVideoError unless an SVD model takes the tokens that are made here."""
+        # Of a black picture: what an encoder makes is told nowhere, for all kinds that the host has.
+        require_token(model, self._token(torch.zeros(1, 8, 8, 3)), "The image encoder", "clip_vision")
+
+    def _token(self, frames: torch.Tensor) -> torch.Tensor:
+        return encode_clip(self._clip_vision, partial(clip_pixels, frames[:1]))
 
 
 def latent_scale(model: Any) -> float:

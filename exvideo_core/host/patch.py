@@ -42,6 +42,12 @@ def require_svd(model: Any) -> None:
         )
 
 
+def require_fit(model: Any, extension: Extension) -> None:
+    """Raise ExVideoError unless an extension is of an SVD model's width."""
+    parts = (extension.tensors, model.model.diffusion_model.state_dict())
+    check_fit("This ExVideo extension", *({key: tuple(t.shape) for key, t in part.items()} for part in parts))
+
+
 def stored_weight(model: Any, key: str) -> torch.Tensor:
     """A weight of a MODEL as its file had it, whatever is patched on: with its scale, where it was quantized.
 
@@ -84,8 +90,7 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
     """
     require_svd(model)
     check_setting(memory)
-    parts = (extension.tensors, model.model.diffusion_model.state_dict())
-    check_fit("This ExVideo extension", *({key: tuple(t.shape) for key, t in part.items()} for part in parts))
+    require_fit(model, extension)
 
     clone = without_extension(model)
     patches: dict[str, tuple[Any, ...]] = {}

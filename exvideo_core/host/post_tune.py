@@ -20,7 +20,7 @@ from ..types import ClipShape, ExVideoError
 from .files import CACHE
 from .identity import model_identity
 from .learning import Encoder, computes_in_half, latent_scale, trainable, training_memory
-from .patch import require_svd, without_extension
+from .patch import require_fit, require_svd, without_extension
 
 CURVE = "losses.png"
 
@@ -64,9 +64,9 @@ def post_tune(
         The extension, and the loss of each step.
 
     Raises:
-        ExVideoError: videos, sizes or an extension that do not fit, an extension to start from that the run would
-            replace, a folder that nothing can be written to, a loss that is no longer a number, or files that had to
-            be kept and could not be written.
+        ExVideoError: videos, sizes, an extension or an image encoder that do not fit, an extension to start from that
+            the run would replace, a folder that nothing can be written to, a loss that is no longer a number, or files
+            that had to be kept and could not be written.
     """
     try:
         require_writable(folder)  # before hours of training that it could not keep
@@ -80,6 +80,9 @@ def post_tune(
     shape = ClipShape.of_pixels(num_frames or extension.num_frames, *size)
     recipe = replace(recipe, scale=latent_scale(model))
     encoder = Encoder(clip_vision, vae)
+    # Before hours of encoding.
+    require_fit(model, extension)
+    encoder.require_fit(model)
     clips = cache_clips(videos, shape, recipe.fps, encoder, folder.parent / CACHE, on_video)
     log.info("ExVideo learns from %d clips of %d frames, %d×%d.", len(clips), *shape)
     engine = engine or Engine()

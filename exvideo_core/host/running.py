@@ -34,6 +34,21 @@ def encode_clip(clip_vision: Any, preprocess: Callable[[int, list[float], list[f
     return outputs[2].to(comfy.model_management.intermediate_device())[:, None]
 
 
+def require_token(model: Any, token: torch.Tensor, source: str, place: str) -> None:
+    """Raise ExVideoError unless an image token [1, 1, D] is as wide as an SVD model takes it.
+
+    Args:
+        source: what it comes from, to be told.
+        place: where another image encoder can be connected.
+    """
+    width, wanted = token.shape[-1], model.model.model_config.unet_config["context_dim"]
+    if width != wanted:
+        raise ExVideoError(
+            f"{source} describes a picture by {width} numbers, but this model takes {wanted}: connect the image "
+            f"encoder of the SVD checkpoint at {place}."
+        )
+
+
 def encode(vae: Any, frames: torch.Tensor) -> torch.Tensor:
     """Latents [n, 4, H/8, W/8] of frames [n, H, W, 3].
 
@@ -137,12 +152,7 @@ def sample_euler(
             len(noise),
             TRAINED_FRAMES,
         )
-    token, wanted = positive[0][0].shape[-1], model.model.model_config.unet_config["context_dim"]
-    if token != wanted:
-        raise ExVideoError(
-            f"The conditioning describes a picture by {token} numbers, but this model takes {wanted}: connect the "
-            "image encoder of the SVD checkpoint at ExVideo Image to Video."
-        )
+    require_token(model, positive[0][0], "The conditioning", "ExVideo Image to Video")
     if guidance is not None:
         if "sampler_cfg_function" in model.model_options:
             log.warning(

@@ -1,5 +1,6 @@
 """Post-tuning inside the host: what it leaves alone, where it is kept, whole trainings."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -112,11 +113,11 @@ def videos(tmp_path_factory):
 @pytest.fixture
 def tune(loaded, extension, videos, tmp_path):
     """Post-tune the tiny model; each call with a folder of the same name is the same run."""
-    plain, clip_vision, vae = loaded
+    plain, encoder, vae = loaded
 
     def call(
         steps, run="run", start=None, folder=videos, on_step=lambda progress: None, frames=FRAMES, model=plain,
-        must_keep=False, **recipe,
+        must_keep=False, clip_vision=encoder, **recipe,
     ):  # fmt: skip
         given = Recipe(steps, **{"learning_rate": 1e-4, "save_every": 2, "average_every": 2, **recipe})
         start = start or extension
@@ -348,8 +349,22 @@ def test_clips_that_are_longer_than_all_videos_are_told(tune):
         tune(1, frames=500)
 
 
-def test_an_extension_of_another_width_is_refused(tune, loaded):
+def test_an_extension_of_another_width_is_refused_before_any_video_is_encoded(tune, loaded, tmp_path):
     wider = dict(replace(LAYOUT.unet, channels=64).tensors())
     other = new_extension(lambda key: torch.zeros(wider[key]), FRAMES)
     with pytest.raises(ExVideoError, match="does not fit the model"):
         tune(1, start=other)
+    assert not list(tmp_path.iterdir())  # no clip was encoded
+
+
+def test_an_image_encoder_of_another_width_is_refused_before_any_video_is_encoded(tune, loaded, tmp_path):
+    wider, width = copy.copy(loaded[1]), loaded[0].model.model_config.unet_config["context_dim"]
+    wider.model = copy.deepcopy(wider.model)
+    wider.model.visual_projection = torch.nn.Linear(wider.model.visual_projection.in_features, width + 1, bias=False)
+    with pytest.raises(
+        ExVideoError,
+        match=f"^The image encoder describes a picture by {width + 1} numbers, but this model takes {width}: connect "
+        r"the image encoder of the SVD checkpoint at clip_vision\.",
+    ):
+        tune(1, clip_vision=wider)
+    assert not list(tmp_path.iterdir())
