@@ -84,7 +84,7 @@ def post_tune(
     require_fit(model, extension)
     encoder.require_fit(model)
     clips = cache_clips(videos, shape, recipe.fps, encoder, folder.parent / CACHE, on_video)
-    log.info("ExVideo learns from %d clips of %d frames, %d×%d.", len(clips), *shape)
+    log.info("ExVideo learns from %d clips of %d frames, %d×%d.", len(clips), shape.frames, shape.width, shape.height)
     engine = engine or Engine()
     budget = training_budget(memory, *training_memory(model, shape.latent, engine.processes if engine.spread else 1))
     # Before anything is changed; an extension that is applied takes no part.

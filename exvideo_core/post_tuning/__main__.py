@@ -38,10 +38,10 @@ def arguments() -> argparse.ArgumentParser:
         description="Train an ExVideo extension on a folder of videos.",
         epilog="What follows -- goes to ComfyUI, such as --cpu or --lowvram.",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="SVD, such as svd_xt.safetensors")
-    parser.add_argument("--videos", type=Path, required=True, help="folder with the videos to learn from")
-    parser.add_argument("--output", type=Path, required=True, help="folder to keep the run and its extension in")
-    parser.add_argument("--extension", type=Path, help="where training starts; a new extension by default")
+    parser.add_argument("--checkpoint", type=_path, required=True, help="SVD, such as svd_xt.safetensors")
+    parser.add_argument("--videos", type=_path, required=True, help="folder with the videos to learn from")
+    parser.add_argument("--output", type=_path, required=True, help="folder to keep the run and its extension in")
+    parser.add_argument("--extension", type=_path, help="where training starts; a new extension by default")
     parser.add_argument("--frames", type=int, default=0, help="of the clips; 128, or as the extension has, by default")
     parser.add_argument("--size", default="512x512", help="of the clips, width x height in pixels")
     parser.add_argument("--memory", choices=list(BUDGETS), default="auto")
@@ -104,6 +104,13 @@ def _train(options: argparse.Namespace, engine: Engine) -> None:
     )  # fmt: skip
     if not engine.rank:
         log.info("The extension is %s.", options.output / "extension.safetensors")
+
+
+def _path(text: str) -> Path:
+    # As of a variable that is not set: it would be the folder that one happens to be in.
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    return Path(text)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ..export import check_rate
 from ..schedule import SIGMA_MAX
@@ -68,3 +68,6 @@ class Recipe:
         ):
             if not holds:
                 raise ExVideoError(sentence)
+        for field in fields(self):
+            if isinstance(number := getattr(self, field.name), float) and not math.isfinite(number):
+                raise ExVideoError(f"{field.name} is a finite number, got {number}.")

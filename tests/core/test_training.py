@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.amp.grad_scaler import GradScaler
 
 from exvideo_core.extension import Extension
+from exvideo_core.post_tuning.__main__ import arguments
 from exvideo_core.post_tuning.cache import Clip
 from exvideo_core.post_tuning.engine import Engine
 from exvideo_core.post_tuning.recipe import Recipe
@@ -240,9 +241,20 @@ def test_where_a_loss_is_no_number_the_advice_loses_nothing(tmp_path, at, told):
         ({"weight_decay": -1.0}, "weight_decay is 0 or more, got -1.0"),
         ({"clip_norm": 0.0}, "clip_norm is more than 0, got 0.0"),
         ({"average": 1.5}, "average is a share between 0 and 1, got 1.5"),
+        ({"contrast": math.nan}, "contrast is a finite number, got nan"),
+        ({"clip_norm": math.inf}, "clip_norm is a finite number, got inf"),
         ({"fps": 0.0}, "0.01 to 1000 frames a second, got fps = 0.0"),
     ],
 )
 def test_settings_that_cannot_be(change, message):
     with pytest.raises(ExVideoError, match=message):
         Recipe(**{"steps": 1, **change})
+
+
+@pytest.mark.parametrize("empty", ["checkpoint", "videos", "output", "extension"])
+def test_an_empty_path_is_refused(empty, capsys):
+    """As of a variable that is not set: it would be the folder that one happens to be in."""
+    paths = {"checkpoint": "c", "videos": "v", "output": "o", "extension": "e", empty: ""}
+    with pytest.raises(SystemExit):
+        arguments().parse_args(["--steps=1", *(f"--{name}={path}" for name, path in paths.items())])
+    assert f"argument --{empty}: expected a path, got an empty text" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import replace
@@ -117,11 +118,10 @@ def tune(loaded, extension, videos, tmp_path):
 
     def call(
         steps, run="run", start=None, folder=videos, on_step=lambda progress: None, frames=FRAMES, model=plain,
-        must_keep=False, clip_vision=encoder, **recipe,
+        must_keep=False, size=(SIDE, SIDE), clip_vision=encoder, **recipe,
     ):  # fmt: skip
         given = Recipe(steps, **{"learning_rate": 1e-4, "save_every": 2, "average_every": 2, **recipe})
         start = start or extension
-        size = (SIDE, SIDE)
         return host.post_tune(
             model, start, clip_vision, vae, folder, size, given, tmp_path / run, frames, on_step=on_step,
             must_keep=must_keep,
@@ -335,10 +335,12 @@ def test_a_folder_that_nothing_can_be_written_to_is_told_before_any_work(tune, t
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_lengths_from_one_frame_to_more_than_the_extension_has(tune, loaded):
+def test_lengths_from_one_frame_to_more_than_the_extension_has(tune, loaded, caplog):
     start = new_extension(host.base_weights(loaded[0]), 8)
-    one, _ = tune(1, "one", start=new_extension(host.base_weights(loaded[0]), 1), frames=0)
+    caplog.set_level(logging.INFO)
+    one, _ = tune(1, "one", size=(SIDE, SIDE + 8), start=new_extension(host.base_weights(loaded[0]), 1), frames=0)
     assert one.num_frames == 1
+    assert f"clips of 1 frames, {SIDE + 8}×{SIDE}." in caplog.text
     longer, _ = tune(1, "longer", start=start, frames=20)
     assert longer.num_frames == 20
     assert longer.tensors["blocks.7.positional_embedding.embeddings"].shape == (20, 32)
