@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ..files import require_writable, whole_or_nothing
 from ..post_tuning.cache import cache_clips
 from ..post_tuning.curve import loss_curve
 from ..post_tuning.engine import Engine
+from ..post_tuning.lock import locked
 from ..post_tuning.recipe import Recipe
 from ..post_tuning.training import EXTENSION, Progress, Training, check_start
 from ..types import ClipShape, ExVideoError
@@ -65,8 +67,8 @@ def post_tune(
 
     Raises:
         ExVideoError: videos, sizes, an extension or an image encoder that do not fit, an extension to start from that
-            the run would replace, a folder that nothing can be written to, a loss that is no longer a number, or files
-            that had to be kept and could not be written.
+            the run would replace, a folder that nothing can be written to or that another process trains in, a loss
+            that is no longer a number, or files that had to be kept and could not be written.
     """
     try:
         require_writable(folder)  # before hours of training that it could not keep
@@ -89,7 +91,9 @@ def post_tune(
     budget = training_budget(memory, *training_memory(model, shape.latent, engine.processes if engine.spread else 1))
     # Before anything is changed; an extension that is applied takes no part.
     base = model_identity(without_extension(model))
-    with trainable(model, extension, budget) as (denoise, parameters):
+    # Of several processes the first keeps the run.
+    alone = nullcontext() if engine.rank else locked(folder)
+    with alone, trainable(model, extension, budget) as (denoise, parameters):
         engine.in_half = computes_in_half(model)
         training = Training(denoise, parameters, extension, clips, recipe, folder, engine, base)
         if training.load():

@@ -176,6 +176,19 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(tune):
     assert same(longer, whole)
 
 
+def test_a_second_run_in_a_folder_is_refused_while_the_first_goes_on(tune):
+    """Also of the same settings; the first does not notice."""
+
+    def at_once(_):
+        for seed in (0, 1):
+            refused = pytest.raises(ExVideoError, match=r"^Another post-tuning is running in .*run: wait")
+            with torch.inference_mode(), refused:
+                tune(1, seed=seed)
+
+    assert len(tune(1, on_step=at_once)[1]) == 1
+    tune(1, seed=1)
+
+
 @pytest.mark.parametrize("kept", ["extension", "extension.before"])
 def test_a_run_does_not_start_from_what_it_would_replace(tune, tmp_path, kept):
     """Whatever name that file is given; its copy elsewhere, and another run, are fine."""
