@@ -97,7 +97,7 @@ class Extension:
             loaded model: never written to.
         num_frames: F, the longest clip in frames.
         metadata: what the file says of itself.
-        file: where it lies, where it was read from one or is kept by a training.
+        file: where it was read from.
     """
 
     tensors: Mapping[str, torch.Tensor]

@@ -138,8 +138,7 @@ class Training:
         value = self._engine.value
         tensors = self._average if averaged else {k: value(p).cpu().clone() for k, p in self._parameters.items()}
         texts = {"training": json.dumps({**asdict(self._recipe), "steps": self.progress.step})}
-        kept = self._folder and self._folder / EXTENSION
-        return Extension(dict(tensors), self._start.num_frames, {**self._start.metadata, **texts}, kept)
+        return Extension(dict(tensors), self._start.num_frames, {**self._start.metadata, **texts})
 
     def _step(self, step: int) -> None:
         recipe, engine, total = self._recipe, self._engine, 0.0
