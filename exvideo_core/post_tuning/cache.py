@@ -154,6 +154,9 @@ def _encode(video: Path, shape: ClipShape, fps: float, encoder: Encoder, index: 
             save_tensors(index.with_name(names[-1]), tensors, {"motion_bucket_id": bucket, "video": name})
     except NoClipError as error:
         problem, too_short = str(error), isinstance(error, TooShortError)
+        while names:  # of a video that turned out to be damaged after them
+            with suppress(OSError):
+                index.with_name(names.pop()).unlink()
     text = {"video": name, "clips": names, "problem": problem, "too_short": too_short}
     try:
         index.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,17 @@ _TEXTS = {
 }  # fmt: skip
 _OURS = {CLIP, ".safetensors", ".state"}
 """What post-tuning keeps, also among the videos."""
+_DAMAGE = re.compile(
+    "corrupt decoded frame|error submitting packet|decoding error|error while decoding|concealing|undecodable nalu"
+    "|crc mismatch|ended prematurely|partial file"
+    # Files of transport streams that were put end to end have such packets, too, and decode well.
+    "|^(?!.*mpegts).*packet corrupt",
+    re.IGNORECASE,
+)
+"""What ffmpeg says where pictures are missing or broken. It ends without an error then, and says other things of videos
+that are whole, also as errors."""
+_SPEAKER = re.compile(r"^(\[[^]]*\] )+")
+"""Which part of ffmpeg says a line, and where in memory it lies."""
 
 
 class NoClipError(ExVideoError):
@@ -86,13 +98,13 @@ def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tenso
 
     Raises:
         TooShortError: a video with fewer frames than a clip.
-        NoClipError: not a video, or one that is damaged before its first clip is complete. What is damaged later
-            gives the clips before it.
+        NoClipError: not a video, or a damaged one. Where the damage is later, after the clips before it, which may show
+            it, too: frames can be made of those after them.
         ExVideoError: there is no ffmpeg, or it does not run.
     """
     frames, height, width = shape
     fit = f"scale={width}:{height}:force_original_aspect_ratio=increase:flags=bicubic"
-    command = [ffmpeg("read"), "-nostdin", "-v", "error", "-i", str(path), "-map", "0:v:0"]
+    command = [ffmpeg("read"), "-nostdin", "-v", "warning", "-i", str(path), "-map", "0:v:0"]
     command += ["-vf", f"fps={fps},{fit},crop={width}:{height}", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
     size, clips, got = frames * height * width * 3, 0, 0
     with tempfile.TemporaryFile() as log:
@@ -114,10 +126,12 @@ def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tenso
             decoder.kill()
             decoder.wait()
             decoder.stdout.close()
-        if clips:
-            return
         log.seek(0)
         said = log.read().decode(errors="replace").strip().splitlines()
-    if failed or not got:
-        raise NoClipError(f"it cannot be read as a video (ffmpeg: {said[-1] if said else 'nothing found'})")
-    raise TooShortError(f"it has {got * frames // size} frames at {fps:g} a second, and a clip needs {frames}")
+    damage = next((line for line in said if _DAMAGE.search(line)), None)
+    if failed or damage or not (clips or got):
+        what = "it is damaged" if damage else "it cannot be read as a video"
+        words = _SPEAKER.sub("", damage or (said or ["nothing found"])[-1])
+        raise NoClipError(f"{what} (ffmpeg: {words})")
+    if not clips:
+        raise TooShortError(f"it has {got * frames // size} frames at {fps:g} a second, and a clip needs {frames}")

@@ -72,6 +72,41 @@ def test_what_is_no_video_is_told(tmp_path):
         list(read_clips(tmp_path / "cut.mp4", SHAPE, 30))
 
 
+def damage(video):
+    """Change some of its bytes, as a bad disk does: in its second half, and not of what says where its frames lie."""
+    data = bytearray(video.read_bytes())
+    begin = data.index(b"mdat") + 1000
+    end = begin + int.from_bytes(data[data.index(b"mdat") - 4 : data.index(b"mdat")], "big") - 1100
+    for place in range((begin + end) // 2, end, 397):
+        data[place] ^= 0x5A
+    video.write_bytes(data)
+    return video
+
+
+def test_a_damaged_video_is_told_after_its_clips(tmp_path):
+    """ffmpeg repairs what it can, ends as if nothing were wrong, and its repairs are smears."""
+    broken = damage(make_video(tmp_path / "a.mp4", "-pix_fmt", "yuv420p", seconds=2))
+    whole = make_video(tmp_path / "whole.mkv", "-c:v", "ffv1", seconds=2).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * 2 // 3])
+    for video, words in ((broken, r"[^\[]+"), (tmp_path / "cut.mkv", "File ended prematurely")):
+        clips = read_clips(video, SHAPE, 30)
+        next(clips)
+        with pytest.raises(ExVideoError, match=rf"^it is damaged \(ffmpeg: {words}\)$"):
+            list(clips)
+
+
+def test_what_ffmpeg_says_of_whole_videos_is_no_damage(tmp_path):
+    """Streams put end to end, and a video whose beginning an editor left out without encoding it anew."""
+    stream = make_video(tmp_path / "a.ts", "-pix_fmt", "yuv420p", "-c:v", "libx264").read_bytes()
+    (tmp_path / "joined.ts").write_bytes(2 * stream)
+    gops = "open-gop=1:keyint=20:bframes=3"
+    video = make_video(tmp_path / "a.mp4", "-pix_fmt", "yuv420p", "-x264-params", gops, seconds=3)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-ss", "1.1", "-i", str(video), "-c", "copy"]
+    subprocess.run([*command, str(tmp_path / "edited.mp4")], check=True)
+    assert len(list(read_clips(tmp_path / "joined.ts", SHAPE, 30))) == 5
+    assert len(list(read_clips(tmp_path / "edited.mp4", SHAPE, 30))) == 4
+
+
 def test_a_folder_without_videos_is_told(tmp_path):
     with pytest.raises(ExVideoError, match="There is no folder"):
         video_files(tmp_path / "nowhere")
@@ -183,6 +218,17 @@ def test_clips_are_encoded_once(videos, tmp_path, caplog):
     expected, _ = ByEighths()(pixels)
     torch.testing.assert_close(again[0].latents, expected, rtol=0, atol=1e-3)
     assert again[0].motion_bucket_id == motion_bucket(motion_score(pixels))
+
+
+def test_a_damaged_video_is_skipped_and_leaves_nothing(videos, tmp_path):
+    damage(make_video(videos / "a.mp4", "-pix_fmt", "yuv420p", seconds=2))
+    cache = tmp_path / "cache"
+    clips = cache_clips(videos, SHAPE, 30, ByEighths(), cache)
+    assert [text.partition(" (")[0] for text in clips.skipped] == [
+        "a.mp4: it is damaged", "broken.mp4: it cannot be read as a video",
+        "short.mp4: it has 6 frames at 30 a second, and a clip needs 12",
+    ]  # fmt: skip
+    assert len(clips) == len(list(cache.glob("*.clip"))) == 1
 
 
 def test_what_changes_the_clips_is_encoded_anew(videos, tmp_path):
