@@ -86,7 +86,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tensor]:
     """The clips of a video file, one after the other, without the rest at its end that is too short.
 
-    The video is brought to the wanted rate, resized until it covers the wanted size, and cropped to its centre.
+    The video is brought to the wanted rate, resized, with square pixels, until it covers the wanted size, and cropped
+    to its centre.
 
     Args:
         path: the file.
@@ -103,9 +104,10 @@ def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tenso
         ExVideoError: there is no ffmpeg, or it does not run.
     """
     frames, height, width = shape
-    fit = f"scale={width}:{height}:force_original_aspect_ratio=increase:flags=bicubic"
+    # Of DV, say, pixels are `sar` times as wide as high; ffmpeg counts what is not said as 1.
+    cover = f"scale='max({width},round({height}*iw*sar/ih))':'max({height},round({width}*ih/(iw*sar)))':flags=bicubic"
     command = [ffmpeg("read"), "-nostdin", "-v", "warning", "-i", str(path), "-map", "0:v:0"]
-    command += ["-vf", f"fps={fps},{fit},crop={width}:{height}", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
+    command += ["-vf", f"fps={fps},{cover},crop={width}:{height}", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
     size, clips, got = frames * height * width * 3, 0, 0
     with tempfile.TemporaryFile() as log:
         try:

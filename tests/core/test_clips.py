@@ -41,13 +41,25 @@ def test_a_video_becomes_clips_of_the_wanted_size(tmp_path, name, options):
 def test_the_centre_is_cropped_and_proportions_stay(tmp_path):
     """A red, a green and a blue third, twice as wide as wanted: the green is left, and a quarter of each other."""
     source = "color=red:size=60x60,drawbox=x=20:w=20:h=60:color=lime:t=fill,drawbox=x=40:w=20:h=60:color=blue:t=fill"
-    video = make_video(tmp_path / "wide.mkv", "-vf", "scale=240:60:flags=neighbor", "-c:v", "ffv1", source=source)
+    video = make_video(
+        tmp_path / "wide.mkv", "-vf", "scale=240:60:flags=neighbor,setsar=1", "-c:v", "ffv1", source=source
+    )
     (clip, *_) = read_clips(video, ClipShape(2, 32, 64), 25)
     row = clip[0, 16].int()
     red, green, blue = (int((row[:, c] > 128).sum()) for c in range(3))
     assert abs(red - green / 4) <= 2
     assert abs(red - blue) <= 2
     assert 38 <= green <= 46
+
+
+@pytest.mark.parametrize(("aspect", "ratio"), [("2/1", 2), ("1/2", 0.5), ("0/1", 1)])
+def test_pixels_that_are_not_square_become_so(tmp_path, aspect, ratio):
+    """A disc is seen as one: pixels of DV, DVDs and HDV are shown wider, or higher. If nothing is said, they stay."""
+    disc = f"nullsrc=size=120x120,geq=lum='255*lt(hypot((X-60)*{ratio},Y-60),25)':cb=128:cr=128"
+    video = make_video(tmp_path / "disc.mkv", "-vf", f"setsar={aspect}", "-c:v", "ffv1", source=disc)
+    (clip, *_) = read_clips(video, ClipShape(2, 64, 64), 25)
+    seen = clip[0, ..., 0] > 128
+    assert abs(int(seen[32].sum()) - int(seen[:, 32].sum())) <= 2
 
 
 def test_frames_are_repeated_or_left_out_for_the_wanted_rate(tmp_path):
