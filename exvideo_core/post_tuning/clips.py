@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -104,15 +105,11 @@ def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tenso
         ExVideoError: there is no ffmpeg, or it does not run.
     """
     frames, height, width = shape
-    # Of DV, say, pixels are `sar` times as wide as high; ffmpeg counts what is not said as 1.
-    cover = f"scale='max({width},round({height}*iw*sar/ih))':'max({height},round({width}*ih/(iw*sar)))':flags=bicubic"
-    command = [ffmpeg("read"), "-nostdin", "-v", "warning", "-i", str(path), "-map", "0:v:0"]
-    command += ["-vf", f"fps={fps},{cover},crop={width}:{height}", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
     size, clips, got = frames * height * width * 3, 0, 0
     with tempfile.TemporaryFile() as log:
         try:
-            decoder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
-        except OSError as error:
+            decoder = subprocess.Popen(_command(path, shape, fps), stdout=subprocess.PIPE, stderr=log)
+        except (OSError, subprocess.SubprocessError) as error:
             raise does_not_run("read", error) from error
         assert decoder.stdout is not None
         try:
@@ -137,3 +134,22 @@ def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tenso
         raise NoClipError(f"{what} (ffmpeg: {words})")
     if not clips:
         raise TooShortError(f"it has {got * frames // size} frames at {fps:g} a second, and a clip needs {frames}")
+
+
+def _command(path: Path, shape: ClipShape, fps: float) -> list[str]:
+    """What writes the pictures of `read_clips` to standard output, and what is wrong with them to standard error."""
+    _, height, width = shape
+    program = ffmpeg("read")
+    # Of DV, say, pixels are `sar` times as wide as high; ffmpeg counts what is not said as 1.
+    cover = f"scale='max({width},round({height}*iw*sar/ih))':'max({height},round({width}*ih/(iw*sar)))':flags=bicubic"
+    command = [program, "-nostdin", "-v", "warning", "-i", str(path), "-map", "0:v:0"]
+    # Otherwise copies of the first picture fill the time before it, where the sound begins earlier.
+    command += [_sync(program), "passthrough", "-vf", f"fps={fps},{cover},crop={width}:{height}"]
+    return [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
+
+
+@cache
+def _sync(program: str) -> str:
+    """What an ffmpeg calls the option for when pictures are shown: another name since 5.1, and only that since 8."""
+    said = subprocess.run([program, "-h", "long"], capture_output=True, stdin=subprocess.DEVNULL, timeout=20)
+    return "-fps_mode" if b"-fps_mode" in said.stdout else "-vsync"

@@ -71,6 +71,29 @@ def test_frames_are_repeated_or_left_out_for_the_wanted_rate(tmp_path):
     assert steps[0] == pytest.approx(6 * steps[1], rel=0.15)
 
 
+def test_clips_begin_with_the_first_picture(tmp_path):
+    """Also where the sound begins a second earlier: what is shown then, if anything, is no picture of the video."""
+    video = make_video(tmp_path / "a.mkv", "-c:v", "ffv1")
+    late = tmp_path / "late.mkv"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "sine=d=2", "-itsoffset", "1"]
+    subprocess.run([*command, "-i", str(video), "-map", "0:a", "-map", "1:v", "-c:v", "copy", str(late)], check=True)
+    expected, found = list(read_clips(video, SHAPE, 30)), list(read_clips(late, SHAPE, 30))
+    assert len(found) == len(expected) == 2
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="by a script of the shell")
+@pytest.mark.parametrize("known", ["-fps_mode", "-vsync"])
+def test_ffmpeg_is_told_so_in_its_own_words(tmp_path, monkeypatch, known):
+    """Before 5.1 it did not know the option's name of today."""
+    program = tmp_path / "ffmpeg"
+    program.write_text(f"#!/bin/sh\nif [ $1 = -h ]; then echo '{known}'; else echo \"told: $*\" >&2; exit 1; fi\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    with pytest.raises(ExVideoError, match=rf"told: .* {known} passthrough "):
+        list(read_clips(tmp_path / "a.mp4", SHAPE, 30))
+
+
 def test_what_is_no_video_is_told(tmp_path):
     (tmp_path / "a.txt").write_text("not a video")
     make_video(tmp_path / "short.mp4", seconds=0.2)
