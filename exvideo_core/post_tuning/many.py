@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from typing import Any
 
 import torch
@@ -34,20 +35,29 @@ class Accelerated(Engine):
     """The processes that `accelerate launch` started. Each learns from clips of its own; their gradients are averaged.
 
     Raises:
-        ExVideoError: accelerate is not installed.
+        ExVideoError: accelerate is not installed, or does not bring the processes together.
     """
 
     def __init__(self) -> None:
         accelerate = imported("accelerate")
         # What precision a pass has, and how many losses a step, our own recipe decides, as on one device, and not what
         # `accelerate config` once asked about other programs.
-        self._accelerator = accelerate.Accelerator(mixed_precision="no", kwargs_handlers=self.handlers(accelerate))
+        self._accelerator = accelerate.Accelerator(mixed_precision="no", **self.told(accelerate))
         self.rank, self.processes = self._accelerator.process_index, self._accelerator.num_processes
+        # Each would learn alone, from the same clips, and write over what the others write.
+        if self.processes != (started := int(os.environ.get("WORLD_SIZE", self.processes))):
+            raise ExVideoError(
+                f"{started} processes were started, and accelerate has {self.processes} here: it does not spread "
+                "training over devices of this kind. Start one process, or let ACCELERATE_USE_CPU=true name the CPU."
+            )
 
-    def handlers(self, accelerate: Any) -> list[Any]:
+    def told(self, accelerate: Any) -> dict[str, Any]:
         """What accelerate is told beside the flags of `accelerate launch`."""
         # Queries and keys for a single token have no gradient at all.
-        return [accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)]
+        handlers = [accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)]
+        # Of torchrun's processes on the CPU each would think that it is the only one.
+        devices = getattr(torch, "accelerator", torch.cuda)  # of all kinds, since torch 2.6
+        return {"kwargs_handlers": handlers, "cpu": not devices.is_available()}
 
     def placed(self, denoise: Any, parameters: Parameters) -> tuple[Any, Parameters]:
         return self._accelerator.prepare(denoise), parameters

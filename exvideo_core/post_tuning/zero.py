@@ -32,9 +32,10 @@ class Zero(Accelerated):
         if (stage := self._settings["zero_optimization"]["stage"]) not in (1, 2):
             raise ExVideoError(f"Post-tuning runs under stages 1 and 2 of DeepSpeed's ZeRO, got --zero_stage {stage}.")
 
-    def handlers(self, accelerate: Any) -> list[Any]:
+    def told(self, accelerate: Any) -> dict[str, Any]:
         # accelerate knows no DeepSpeed without a GPU unless it is told how processes speak to each other.
-        return [] if torch.cuda.is_available() else [accelerate.InitProcessGroupKwargs(backend="gloo")]
+        handlers = [] if torch.cuda.is_available() else [accelerate.InitProcessGroupKwargs(backend="gloo")]
+        return {"kwargs_handlers": handlers}
 
     def prepare(self, denoise: Any, parameters: Parameters, recipe: Recipe) -> tuple[Any, Parameters]:
         self._settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": recipe.clip_norm}

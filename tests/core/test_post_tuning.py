@@ -3,12 +3,14 @@
 import math
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dev import reference
 from exvideo_core.extension import longer_extension, new_extension, position_ids
+from exvideo_core.post_tuning import many
 from exvideo_core.post_tuning.curve import INK, loss_curve
 from exvideo_core.post_tuning.engine import Engine
 from exvideo_core.post_tuning.motion import THRESHOLDS, motion_bucket, motion_score
@@ -16,6 +18,7 @@ from exvideo_core.post_tuning.objective import draw, loss, noise_like
 from exvideo_core.post_tuning.recipe import Recipe
 from exvideo_core.schedule import sigmas
 from exvideo_core.tiny import LAYOUT, draw_checkpoint
+from exvideo_core.types import ExVideoError
 
 # --- chance and loss -------------------------------------------------------------------------------------------
 
@@ -140,3 +143,15 @@ def test_a_gradient_that_is_not_finite_changes_nothing(in_half):
     engine.backward(weight.sum())
     assert math.isfinite(engine.step())
     assert (weight != 1).all()
+
+
+def test_processes_that_accelerate_leaves_alone_are_told(monkeypatch):
+    """Each would learn the same, and write the same files."""
+    alone = SimpleNamespace(process_index=0, num_processes=1)
+    accelerate = SimpleNamespace(Accelerator=lambda **told: alone, DistributedDataParallelKwargs=dict)
+    monkeypatch.setattr(many, "imported", lambda library: accelerate)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert many.Accelerated().processes == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ExVideoError, match="2 processes were started, and accelerate has 1 here"):
+        many.Accelerated()

@@ -55,7 +55,8 @@ def start(program, output, *options, launched=()):
     env = {**os.environ, "COMFYUI_PATH": str(host_path()), "OMP_NUM_THREADS": "1", **(FOUND if launched else {})}
     if launched == ZERO_2:  # which compiles by the ninja that was installed with it
         env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    else:  # what accelerate knows no DeepSpeed with
+    elif launched != TWO or torch.cuda.is_available():
+        # What accelerate knows no DeepSpeed with, and what goes without saying where there is no GPU.
         env["ACCELERATE_USE_CPU"] = "true"
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
