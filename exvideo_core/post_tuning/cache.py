@@ -124,14 +124,17 @@ def _clips(index: Path) -> list[Path]:
 
 
 def _is_whole(index: Path) -> bool:
-    """Whether a video has been encoded, and all of its clips are there, or is known to be too short for one."""
+    """Whether a video has been encoded, and all of its clips are there in full, or is known to be too short for one."""
     try:
         if clips := _clips(index):
-            return all(path.exists() for path in clips)
+            for path in clips:
+                with open_tensors(path, ""):  # reads where the tensors lie, and whether the file ends where they do
+                    pass
+            return True
         text = json.loads(index.read_text(encoding="utf-8"))
         # What could not be read may be another time, by another ffmpeg, say: that is no fact of the video.
         return bool(text["too_short"] and text["problem"])
-    except (OSError, ValueError, KeyError, TypeError):  # not yet, or damaged
+    except (ExVideoError, OSError, ValueError, KeyError, TypeError):  # not yet, or damaged
         return False
 
 

@@ -307,6 +307,19 @@ def test_a_clip_that_is_gone_is_encoded_again(videos, tmp_path):
     assert (again.identity, len(clips)) == (clips.identity, len(again))
 
 
+@pytest.mark.parametrize("kept", [0, -1])
+def test_a_clip_that_was_cut_short_is_encoded_again(videos, tmp_path, kept):
+    """As by a full disk, or a copy that was stopped: of one video, and before anything is learned."""
+    encoder, cache = ByEighths(), tmp_path / "cache"
+    clips = cache_clips(videos, SHAPE, 30, encoder, cache)
+    expected = [clips[number].latents for number in range(3)]
+    first, *_ = sorted(cache.glob("*_0001.clip"))
+    first.write_bytes(first.read_bytes()[:kept])
+    again = cache_clips(videos, SHAPE, 30, encoder, cache)
+    assert encoder.asked == 5
+    assert all(torch.equal(again[number].latents, expected[number]) for number in range(3))
+
+
 def test_clips_are_in_no_list_of_models_and_those_of_an_older_version_stay_known(videos, tmp_path):
     """They ended in .safetensors, as the names in the texts beside them did, from which a run knew them again."""
     encoder, cache = ByEighths(), tmp_path / "cache"
