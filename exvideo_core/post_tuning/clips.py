@@ -127,6 +127,8 @@ def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tenso
             decoder.stdout.close()
         log.seek(0)
         said = log.read().decode(errors="replace").strip().splitlines()
+    if any("matches no streams" in line for line in said):
+        raise NoClipError("there is no video in it, as in a file of sound alone")
     damage = next((line for line in said if _DAMAGE.search(line)), None)
     if failed or damage or not (clips or got):
         what = "it is damaged" if damage else "it cannot be read as a video"
@@ -142,7 +144,7 @@ def _command(path: Path, shape: ClipShape, fps: float) -> list[str]:
     program = ffmpeg("read")
     # Of DV, say, pixels are `sar` times as wide as high; ffmpeg counts what is not said as 1.
     cover = f"scale='max({width},round({height}*iw*sar/ih))':'max({height},round({width}*ih/(iw*sar)))':flags=bicubic"
-    command = [program, "-nostdin", "-v", "warning", "-i", str(path), "-map", "0:v:0"]
+    command = [program, "-nostdin", "-v", "warning", "-i", str(path), "-map", "0:V:0"]  # V: but no cover
     # Otherwise copies of the first picture fill the time before it, where the sound begins earlier.
     command += [_sync(program), "passthrough", "-vf", f"fps={fps},{cover},crop={width}:{height}"]
     return [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]

@@ -142,6 +142,28 @@ def test_what_ffmpeg_says_of_whole_videos_is_no_damage(tmp_path):
     assert len(list(read_clips(tmp_path / "edited.mp4", SHAPE, 30))) == 4
 
 
+def test_sound_alone_is_told_also_with_a_cover(tmp_path):
+    sound = make_video(tmp_path / "a.m4a", source="sine")
+    cover = make_video(tmp_path / "a.png", "-frames:v", "1", "-update", "1")
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-i",
+        str(sound),
+        "-i",
+        str(cover),
+        "-map",
+        "0",
+        "-map",
+        "1",
+    ]
+    subprocess.run([*command, "-c", "copy", "-disposition:v", "attached_pic", str(tmp_path / "b.m4a")], check=True)
+    for name in ("a.m4a", "b.m4a"):
+        with pytest.raises(ExVideoError, match="there is no video in it"):
+            list(read_clips(tmp_path / name, SHAPE, 30))
+
+
 def test_a_folder_without_videos_is_told(tmp_path):
     with pytest.raises(ExVideoError, match="There is no folder"):
         video_files(tmp_path / "nowhere")
