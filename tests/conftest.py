@@ -17,12 +17,17 @@ WITHOUT_HOST = os.environ.get("EXVIDEO_HOST") == "none"
 collect_ignore = ["host", "install", "server"] if WITHOUT_HOST else []
 
 
-FIRST = "test_trained.py"
-"""The file that takes longest: begun last, it would keep one process waiting for another."""
+FIRST = (
+    "host/test_trained.py", "server/test_post_tuning_program.py", "host/test_parity.py", "server/test_batch_many.py",
+    "server/test_batch.py", "host/test_seams.py", "host/test_post_tuning.py", "host/test_long.py",
+    "host/test_gradient.py", "host/test_memory.py", "server/test_server.py",
+)  # fmt: skip
+"""The files that take longest, in that order: begun last, they would keep one process waiting for another."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name != FIRST)
+    order = {name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get("/".join(item.path.parts[-2:]), len(order)))
 
 
 def pytest_report_header() -> str:

@@ -106,7 +106,15 @@ class Cut(Engine):
         return norm
 
 
-def test_ctrl_c_amid_a_step_waits_until_it_is_taken(tmp_path):
+@pytest.fixture
+def ctrl_c():
+    """As in a terminal; in the background a shell may have switched it off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_amid_a_step_waits_until_it_is_taken(tmp_path, ctrl_c):
     whole = training(tmp_path / "whole", engine=Engine(), average_every=2).run()
     before = signal.getsignal(signal.SIGINT)
     for at in (4, 5):  # with the average taken in, and without

@@ -14,10 +14,10 @@ def full_size_vae():
     return checkpoint.narrow_vae(weights, svd.SVDLayout())
 
 
-def moving_latents(side, seed=0):
+def moving_latents(side, seed=0, frames=FRAMES):
     """Latents that change from frame to frame as a video's do, not at random: waves that drift."""
     generator = torch.Generator().manual_seed(seed)
-    time, y, x = torch.meshgrid(*(torch.arange(n).float() for n in (FRAMES, side, side)), indexing="ij")
+    time, y, x = torch.meshgrid(*(torch.arange(n).float() for n in (frames, side, side)), indexing="ij")
     channels = []
     for _ in range(4):
         waves = torch.zeros_like(time)
@@ -29,11 +29,14 @@ def moving_latents(side, seed=0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "side", "seed"), [("tiny", 8, 0), ("tiny", 8, 1), ("tiny", 8, 2), ("full", 4, 0)])
-def test_no_seams(loaded, run, size, side, seed):
+@pytest.mark.parametrize(
+    ("size", "side", "seed", "frames"),
+    [("tiny", 8, 0, FRAMES), ("tiny", 8, 1, FRAMES), ("tiny", 8, 2, FRAMES), ("full", 4, 0, FRAMES - WINDOW)],
+)
+def test_no_seams(loaded, run, size, side, seed, frames):
     """The error of every frame against the whole clip, by its place in the windows; the host's ways beside it."""
     vae = loaded[2] if size == "tiny" else full_size_vae()
-    latents = moving_latents(side, seed)
+    latents = moving_latents(side, seed, frames)
     network = vae.first_stage_model
     whole = vae.process_output(network.decode(latents).movedim(1, -1).float())
     given = {"samples": {"samples": latents}, "vae": vae, "window": WINDOW, "overlap": OVERLAP}
@@ -46,7 +49,7 @@ def test_no_seams(loaded, run, size, side, seed):
         return (frames - whole).square().mean((1, 2, 3)).sqrt() / whole.std()
 
     # Away from the ends of the clip, which have no neighbours either way.
-    inner = torch.arange(WINDOW, FRAMES - WINDOW)
+    inner = torch.arange(WINDOW, frames - WINDOW)
     # Windows begin at multiples of the stride, so these frames are a window's first or last; of the host's, every 8th.
     at_edge = torch.isin(inner % STRIDE, torch.tensor([0, STRIDE - 1]))
     at_chunk = torch.isin(inner % WINDOW, torch.tensor([0, WINDOW - 1]))
