@@ -1,8 +1,5 @@
-"""Clips for post-tuning: out of files of all kinds, encoded once, and kept."""
+"""Clips for post-tuning, out of video files of all kinds."""
 
-import hashlib
-import json
-import os
 import subprocess
 import sys
 
@@ -10,22 +7,11 @@ import imageio_ffmpeg
 import pytest
 import torch
 
-from exvideo_core.post_tuning import cache as caching
-from exvideo_core.post_tuning.cache import cache_clips
-from exvideo_core.post_tuning.clips import read_clips, video_files
-from exvideo_core.post_tuning.motion import motion_bucket, motion_score
+from dev.videos import damage, draw_video
+from exvideo_core.post_tuning.clips import read_clips
 from exvideo_core.types import ClipShape, ExVideoError
 
 SHAPE = ClipShape(12, 48, 64)
-
-
-def make_video(path, *options, source="testsrc=size=160x120:rate=30", seconds=1.0):
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "lavfi", "-i", source, "-t", str(seconds)]
-    subprocess.run([*command, *options, str(path)], check=True)
-    return path
-
-
-# --- clips out of files ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -33,7 +19,7 @@ def make_video(path, *options, source="testsrc=size=160x120:rate=30", seconds=1.
     [("a.mp4", ["-pix_fmt", "yuv420p"]), ("a.webm", []), ("a.mkv", ["-c:v", "ffv1"]), ("a.avi", ["-c:v", "mjpeg"])],
 )
 def test_a_video_becomes_clips_of_the_wanted_size(tmp_path, name, options):
-    clips = list(read_clips(make_video(tmp_path / name, *options), SHAPE, 30))
+    clips = list(read_clips(draw_video(tmp_path / name, *options), SHAPE, 30))
     assert [tuple(clip.shape) for clip in clips] == [(12, 48, 64, 3)] * 2  # 30 frames: two clips, six frames left
     assert clips[0].dtype == torch.uint8
 
@@ -41,7 +27,7 @@ def test_a_video_becomes_clips_of_the_wanted_size(tmp_path, name, options):
 def test_the_centre_is_cropped_and_proportions_stay(tmp_path):
     """A red, a green and a blue third, twice as wide as wanted: the green is left, and a quarter of each other."""
     source = "color=red:size=60x60,drawbox=x=20:w=20:h=60:color=lime:t=fill,drawbox=x=40:w=20:h=60:color=blue:t=fill"
-    video = make_video(
+    video = draw_video(
         tmp_path / "wide.mkv", "-vf", "scale=240:60:flags=neighbor,setsar=1", "-c:v", "ffv1", source=source
     )
     (clip, *_) = read_clips(video, ClipShape(2, 32, 64), 25)
@@ -56,7 +42,7 @@ def test_the_centre_is_cropped_and_proportions_stay(tmp_path):
 def test_pixels_that_are_not_square_become_so(tmp_path, aspect, ratio):
     """A disc is seen as one: pixels of DV, DVDs and HDV are shown wider, or higher. If nothing is said, they stay."""
     disc = f"nullsrc=size=120x120,geq=lum='255*lt(hypot((X-60)*{ratio},Y-60),25)':cb=128:cr=128"
-    video = make_video(tmp_path / "disc.mkv", "-vf", f"setsar={aspect}", "-c:v", "ffv1", source=disc)
+    video = draw_video(tmp_path / "disc.mkv", "-vf", f"setsar={aspect}", "-c:v", "ffv1", source=disc)
     (clip, *_) = read_clips(video, ClipShape(2, 64, 64), 25)
     seen = clip[0, ..., 0] > 128
     assert abs(int(seen[32].sum()) - int(seen[:, 32].sum())) <= 2
@@ -65,7 +51,7 @@ def test_pixels_that_are_not_square_become_so(tmp_path, aspect, ratio):
 def test_frames_are_repeated_or_left_out_for_the_wanted_rate(tmp_path):
     """Of a video whose brightness grows with its frame number, at three times and at half the rate."""
     source = "nullsrc=size=32x32:rate=10,geq=lum='16+4*N':cb=128:cr=128"
-    video = make_video(tmp_path / "ramp.mkv", "-c:v", "ffv1", source=source, seconds=4)
+    video = draw_video(tmp_path / "ramp.mkv", "-c:v", "ffv1", source=source, seconds=4)
     slow, fast = (next(read_clips(video, ClipShape(16, 32, 32), fps))[:, 16, 16, 0].float() for fps in (5, 30))
     steps = [float(values.diff().mean()) for values in (slow, fast)]
     assert steps[0] == pytest.approx(6 * steps[1], rel=0.15)
@@ -73,7 +59,7 @@ def test_frames_are_repeated_or_left_out_for_the_wanted_rate(tmp_path):
 
 def test_clips_begin_with_the_first_picture(tmp_path):
     """Also where the sound begins a second earlier: what is shown then, if anything, is no picture of the video."""
-    video = make_video(tmp_path / "a.mkv", "-c:v", "ffv1")
+    video = draw_video(tmp_path / "a.mkv", "-c:v", "ffv1")
     late = tmp_path / "late.mkv"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "sine=d=2", "-itsoffset", "1"]
     subprocess.run([*command, "-i", str(video), "-map", "0:a", "-map", "1:v", "-c:v", "copy", str(late)], check=True)
@@ -96,8 +82,8 @@ def test_ffmpeg_is_told_so_in_its_own_words(tmp_path, monkeypatch, known):
 
 def test_what_is_no_video_is_told(tmp_path):
     (tmp_path / "a.txt").write_text("not a video")
-    make_video(tmp_path / "short.mp4", seconds=0.2)
-    whole = make_video(tmp_path / "whole.mp4", seconds=2)
+    draw_video(tmp_path / "short.mp4", seconds=0.2)
+    whole = draw_video(tmp_path / "whole.mp4", seconds=2)
     (tmp_path / "cut.mp4").write_bytes(whole.read_bytes()[:2000])
     with pytest.raises(ExVideoError, match="cannot be read as a video"):
         list(read_clips(tmp_path / "a.txt", SHAPE, 30))
@@ -107,21 +93,10 @@ def test_what_is_no_video_is_told(tmp_path):
         list(read_clips(tmp_path / "cut.mp4", SHAPE, 30))
 
 
-def damage(video):
-    """Change some of its bytes, as a bad disk does: in its second half, and not of what says where its frames lie."""
-    data = bytearray(video.read_bytes())
-    begin = data.index(b"mdat") + 1000
-    end = begin + int.from_bytes(data[data.index(b"mdat") - 4 : data.index(b"mdat")], "big") - 1100
-    for place in range((begin + end) // 2, end, 397):
-        data[place] ^= 0x5A
-    video.write_bytes(data)
-    return video
-
-
 def test_a_damaged_video_is_told_after_its_clips(tmp_path):
     """ffmpeg repairs what it can, ends as if nothing were wrong, and its repairs are smears."""
-    broken = damage(make_video(tmp_path / "a.mp4", "-pix_fmt", "yuv420p", seconds=2))
-    whole = make_video(tmp_path / "whole.mkv", "-c:v", "ffv1", seconds=2).read_bytes()
+    broken = damage(draw_video(tmp_path / "a.mp4", "-pix_fmt", "yuv420p", seconds=2))
+    whole = draw_video(tmp_path / "whole.mkv", "-c:v", "ffv1", seconds=2).read_bytes()
     (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * 2 // 3])
     for video, words in ((broken, r"[^\[]+"), (tmp_path / "cut.mkv", "File ended prematurely")):
         clips = read_clips(video, SHAPE, 30)
@@ -132,10 +107,10 @@ def test_a_damaged_video_is_told_after_its_clips(tmp_path):
 
 def test_what_ffmpeg_says_of_whole_videos_is_no_damage(tmp_path):
     """Streams put end to end, and a video whose beginning an editor left out without encoding it anew."""
-    stream = make_video(tmp_path / "a.ts", "-pix_fmt", "yuv420p", "-c:v", "libx264").read_bytes()
+    stream = draw_video(tmp_path / "a.ts", "-pix_fmt", "yuv420p", "-c:v", "libx264").read_bytes()
     (tmp_path / "joined.ts").write_bytes(2 * stream)
     gops = "open-gop=1:keyint=20:bframes=3"
-    video = make_video(tmp_path / "a.mp4", "-pix_fmt", "yuv420p", "-x264-params", gops, seconds=3)
+    video = draw_video(tmp_path / "a.mp4", "-pix_fmt", "yuv420p", "-x264-params", gops, seconds=3)
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-ss", "1.1", "-i", str(video), "-c", "copy"]
     subprocess.run([*command, str(tmp_path / "edited.mp4")], check=True)
     assert len(list(read_clips(tmp_path / "joined.ts", SHAPE, 30))) == 5
@@ -143,8 +118,8 @@ def test_what_ffmpeg_says_of_whole_videos_is_no_damage(tmp_path):
 
 
 def test_sound_alone_is_told_also_with_a_cover(tmp_path):
-    sound = make_video(tmp_path / "a.m4a", source="sine")
-    cover = make_video(tmp_path / "a.png", "-frames:v", "1", "-update", "1")
+    sound = draw_video(tmp_path / "a.m4a", source="sine")
+    cover = draw_video(tmp_path / "a.png", "-frames:v", "1", "-update", "1")
     command = [
         imageio_ffmpeg.get_ffmpeg_exe(),
         "-v",
@@ -162,247 +137,3 @@ def test_sound_alone_is_told_also_with_a_cover(tmp_path):
     for name in ("a.m4a", "b.m4a"):
         with pytest.raises(ExVideoError, match="there is no video in it"):
             list(read_clips(tmp_path / name, SHAPE, 30))
-
-
-def test_a_folder_without_videos_is_told(tmp_path):
-    with pytest.raises(ExVideoError, match="There is no folder"):
-        video_files(tmp_path / "nowhere")
-    with pytest.raises(ExVideoError, match="There is no folder"):
-        video_files(tmp_path / ("n" * 300))
-    with pytest.raises(ExVideoError, match="but nothing"):
-        video_files(tmp_path)
-    for number in range(3):
-        (tmp_path / f"{number}.PNG").touch()
-    with pytest.raises(ExVideoError, match="but 3 pictures or other files"):
-        video_files(tmp_path)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="there links need a permission")
-def test_links_to_folders_are_followed_and_each_folder_is_read_once(tmp_path):
-    """Links that lead back, up, to each other or nowhere neither hang nor bring anything a second time."""
-    videos, elsewhere, above = tmp_path / "in" / "videos", tmp_path / "elsewhere", tmp_path / "in" / "above.mp4"
-    (videos / "sub").mkdir(parents=True)
-    (elsewhere / "deep").mkdir(parents=True)
-    for path in (above, videos / "sub" / "own.mp4", elsewhere / "deep" / "far.mp4", elsewhere / "b.mp4"):
-        path.touch()
-    for link, target in {
-        videos / "far": elsewhere, videos / "a_link": videos / "sub", videos / "sub" / "up": videos,
-        videos / "parent": videos.parent, videos / "nowhere": tmp_path / "none", videos / "itself": videos / "itself",
-        elsewhere / "deep" / "back": elsewhere, elsewhere / "videos": videos,
-    }.items():  # fmt: skip
-        link.symlink_to(target)
-    (tmp_path / "link").symlink_to(videos)
-    for folder in (videos, tmp_path / "link"):
-        found = [path.relative_to(folder).as_posix() for path in video_files(folder)]
-        assert found == ["far/b.mp4", "far/deep/far.mp4", "sub/own.mp4"]
-
-
-def test_texts_and_what_post_tuning_keeps_are_no_videos(tmp_path):
-    """ffmpeg draws some texts as videos; a run and its cache may lie among the videos that it learns from."""
-    video = make_video(tmp_path / "a.mp4")
-    (tmp_path / "run").mkdir()
-    text = "what is seen\n" * 1000
-    for name in ("a.txt", "release.NFO", "a.srt", "list.json", "run/training.state", "run/extension.safetensors"):
-        (tmp_path / name).write_text(text)
-    encoder, cache = ByEighths(), tmp_path / "cache"
-    for _ in range(2):
-        assert len(cache_clips(tmp_path, SHAPE, 30, encoder, cache)) == 2
-        assert video_files(tmp_path) == [video]
-
-
-def test_an_ffmpeg_that_does_not_run_is_told_and_blamed_on_no_video(videos, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nowhere"))
-        with pytest.raises(ExVideoError, match=r"Videos are read by ffmpeg, and it does not run .*IMAGEIO_FFMPEG_EXE"):
-            cache_clips(videos, SHAPE, 30, ByEighths(), tmp_path / "cache")
-    assert len(cache_clips(videos, SHAPE, 30, ByEighths(), tmp_path / "cache")) == 3
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="by a script of the shell")
-def test_a_video_that_could_not_be_read_is_tried_again(videos, tmp_path, monkeypatch):
-    """An ffmpeg that fails is told of each video, and no longer once it works; what is too short stays known."""
-    failing, encoder, cache = tmp_path / "ffmpeg", ByEighths(), tmp_path / "cache"
-    failing.write_text("#!/bin/sh\necho 'no memory' >&2\nexit 1\n")
-    failing.chmod(0o755)
-    with monkeypatch.context() as patch:
-        patch.setenv("IMAGEIO_FFMPEG_EXE", str(failing))
-        with pytest.raises(ExVideoError, match=r"None of the 4 files .* cannot be read as a video \(ffmpeg: no memory"):
-            cache_clips(videos, SHAPE, 30, encoder, cache)
-    clips = cache_clips(videos, SHAPE, 30, encoder, cache)
-    assert (len(clips), encoder.asked) == (3, 3)
-    assert "short.mp4: it has 6 frames" in clips.skipped[1]
-    read = []
-    monkeypatch.setattr(caching, "read_clips", lambda video, *how: read.append(video.name) or read_clips(video, *how))
-    assert cache_clips(videos, SHAPE, 30, encoder, cache).skipped == clips.skipped
-    assert read == ["broken.mp4"]
-
-
-# --- the cache -------------------------------------------------------------------------------------------------
-
-
-class ByEighths:
-    """Latents are pixels eight apart, four values each; counts what it is asked for."""
-
-    def __init__(self, identity="a"):
-        self.identity, self.asked = identity, 0
-
-    def __call__(self, frames):
-        self.asked += 1
-        grey = frames.mean(-1)[:, None, ::8, ::8]
-        return grey.expand(-1, 4, -1, -1), frames[:1].mean().view(1, 1, 1)
-
-
-@pytest.fixture
-def videos(tmp_path):
-    folder = tmp_path / "videos"
-    (folder / "more").mkdir(parents=True)
-    make_video(folder / "a.mp4")
-    make_video(folder / "more" / "b.webm", source="mandelbrot=size=90x60:rate=30", seconds=0.5)
-    make_video(folder / "short.mp4", seconds=0.2)
-    (folder / "broken.mp4").write_bytes(b"nothing")
-    return folder
-
-
-def test_clips_are_encoded_once(videos, tmp_path, caplog):
-    encoder, cache = ByEighths(), tmp_path / "cache"
-    clips = cache_clips(videos, SHAPE, 30, encoder, cache)
-    assert (len(clips), encoder.asked) == (3, 3)
-    assert [text.split(":")[0] for text in clips.skipped] == ["broken.mp4", "short.mp4"]
-    assert "broken.mp4" in caplog.text
-    again = cache_clips(videos, SHAPE, 30, encoder, cache)
-    assert (len(again), encoder.asked, again.skipped) == (3, 3, clips.skipped)
-    pixels = next(read_clips(videos / "a.mp4", SHAPE, 30)).float() / 255
-    expected, _ = ByEighths()(pixels)
-    torch.testing.assert_close(again[0].latents, expected, rtol=0, atol=1e-3)
-    assert again[0].motion_bucket_id == motion_bucket(motion_score(pixels))
-
-
-def test_a_damaged_video_is_skipped_and_leaves_nothing(videos, tmp_path):
-    damage(make_video(videos / "a.mp4", "-pix_fmt", "yuv420p", seconds=2))
-    cache = tmp_path / "cache"
-    clips = cache_clips(videos, SHAPE, 30, ByEighths(), cache)
-    assert [text.partition(" (")[0] for text in clips.skipped] == [
-        "a.mp4: it is damaged", "broken.mp4: it cannot be read as a video",
-        "short.mp4: it has 6 frames at 30 a second, and a clip needs 12",
-    ]  # fmt: skip
-    assert len(clips) == len(list(cache.glob("*.clip"))) == 1
-
-
-def test_what_changes_the_clips_is_encoded_anew(videos, tmp_path):
-    encoder, cache = ByEighths(), tmp_path / "cache"
-    for shape, fps in ((SHAPE, 30), (SHAPE, 15), (ClipShape(6, 48, 64), 30)):
-        before = encoder.asked
-        cache_clips(videos, shape, fps, encoder, cache)
-        assert encoder.asked > before
-    other = ByEighths("b")
-    cache_clips(videos, SHAPE, 30, other, cache)
-    assert other.asked == 3
-    before = encoder.asked
-    make_video(videos / "a.mp4", source="testsrc2=size=160x120:rate=30")
-    cache_clips(videos, SHAPE, 30, encoder, cache)
-    assert encoder.asked == before + 2
-
-
-def test_an_interrupted_encoding_is_begun_again(videos, tmp_path):
-    class Interrupted(ByEighths):
-        def __call__(self, frames):
-            if self.asked == 1:
-                raise KeyboardInterrupt
-            return super().__call__(frames)
-
-    with pytest.raises(KeyboardInterrupt):
-        cache_clips(videos, SHAPE, 30, Interrupted(), tmp_path / "cache")
-    assert not list((tmp_path / "cache").glob("*.json"))
-    assert len(cache_clips(videos, SHAPE, 30, ByEighths(), tmp_path / "cache")) == 3
-
-
-def test_a_clip_that_is_gone_is_encoded_again(videos, tmp_path):
-    encoder, cache = ByEighths(), tmp_path / "cache"
-    clips = cache_clips(videos, SHAPE, 30, encoder, cache)
-    first, *_ = sorted(cache.glob("*.clip"))
-    first.write_bytes(b"damaged")
-    with pytest.raises(ExVideoError, match="Remove it, and it is made again"):
-        [clips[number] for number in range(3)]
-    first.unlink()
-    again = cache_clips(videos, SHAPE, 30, encoder, cache)
-    assert all(again[number].latents.isfinite().all() for number in range(3))
-    assert (again.identity, len(clips)) == (clips.identity, len(again))
-
-
-@pytest.mark.parametrize("kept", [0, -1])
-def test_a_clip_that_was_cut_short_is_encoded_again(videos, tmp_path, kept):
-    """As by a full disk, or a copy that was stopped: of one video, and before anything is learned."""
-    encoder, cache = ByEighths(), tmp_path / "cache"
-    clips = cache_clips(videos, SHAPE, 30, encoder, cache)
-    expected = [clips[number].latents for number in range(3)]
-    first, *_ = sorted(cache.glob("*_0001.clip"))
-    first.write_bytes(first.read_bytes()[:kept])
-    again = cache_clips(videos, SHAPE, 30, encoder, cache)
-    assert encoder.asked == 5
-    assert all(torch.equal(again[number].latents, expected[number]) for number in range(3))
-
-
-def test_clips_are_in_no_list_of_models_and_those_of_an_older_version_stay_known(videos, tmp_path):
-    """They ended in .safetensors, as the names in the texts beside them did, from which a run knew them again."""
-    encoder, cache = ByEighths(), tmp_path / "cache"
-    clips = cache_clips(videos, SHAPE, 30, encoder, cache)
-    assert not list(cache.glob("*.safetensors"))
-    for path in cache.glob("*.clip"):
-        path.rename(path.with_suffix(".safetensors"))
-    names = []
-    for index in sorted(cache.glob("*.json"), key=lambda path: json.loads(path.read_text())["video"]):
-        index.write_text(index.read_text().replace(".clip", ".safetensors"))
-        names += json.loads(index.read_text())["clips"]
-    again = cache_clips(videos, SHAPE, 30, encoder, cache)
-    assert encoder.asked == 3
-    assert torch.equal(again[2].latents, clips[2].latents)
-    assert not list(cache.glob("*.safetensors"))
-    assert again.identity == clips.identity == hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="names of files are texts there")
-def test_names_that_are_no_texts_are_replaced(videos, tmp_path):
-    os.rename(videos / "a.mp4", os.fsencode(videos) + b"/\xe9t\xe9.mp4")
-    os.rename(videos / "broken.mp4", os.fsencode(videos) + b"/\xe9.mp4")
-    clips = cache_clips(videos, SHAPE, 30, ByEighths(), tmp_path / "cache")
-    assert len(clips) == 3
-    assert [text.split(":")[0] for text in clips.skipped] == ["short.mp4", "?.mp4"]
-
-
-def test_a_folder_of_which_nothing_can_be_used_is_told(videos, tmp_path):
-    with pytest.raises(ExVideoError, match=r"None of the 4 files .* a\.mp4: it has 30 frames .*and 1 more"):
-        cache_clips(videos, ClipShape(100, 48, 64), 30, ByEighths(), tmp_path / "cache")
-
-
-def test_a_damaged_text_of_the_cache_costs_one_video(videos, tmp_path):
-    cache = tmp_path / "cache"
-    clips = cache_clips(videos, SHAPE, 30, ByEighths(), cache)
-    for path in cache.glob("*.json"):
-        path.write_text(path.read_text()[:-9])
-    assert cache_clips(videos, SHAPE, 30, ByEighths(), cache).identity == clips.identity
-
-
-@pytest.mark.parametrize("text", ["[]", "null", "3", "{}", '{"clips": null}', '{"clips": [3]}', '{"clips": []}'])
-def test_a_text_of_the_cache_that_says_something_else_costs_one_video(videos, tmp_path, text):
-    cache = tmp_path / "cache"
-    clips = cache_clips(videos, SHAPE, 30, ByEighths(), cache)
-    for path in cache.glob("*.json"):
-        path.write_text(text)
-    again = cache_clips(videos, SHAPE, 30, ByEighths(), cache)
-    assert (again.identity, again.skipped) == (clips.identity, clips.skipped)
-
-
-def test_a_cache_that_cannot_be_written_is_told(tmp_path):
-    """Also where there is nothing to write but that a video cannot be used."""
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    (folder / "broken.mp4").write_bytes(b"no video")
-    (tmp_path / "cache").write_text("a file")
-    with pytest.raises(ExVideoError, match=r"cannot be kept in .*cache .*: make it writable"):
-        cache_clips(folder, SHAPE, 30, ByEighths(), tmp_path / "cache")
-
-
-def test_texts_of_the_cache_can_be_read(videos, tmp_path):
-    cache_clips(videos, SHAPE, 30, ByEighths(), tmp_path / "cache")
-    texts = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*.json")]
-    assert {text["video"] for text in texts} == {"a.mp4", "b.webm", "short.mp4", "broken.mp4"}

@@ -1,7 +1,6 @@
 """The extended model among everything else that ComfyUI does with a model."""
 
 import random
-import subprocess
 
 import comfy.cldm.cldm
 import comfy.controlnet
@@ -9,7 +8,6 @@ import comfy.model_management
 import comfy.ops
 import comfy.samplers
 import comfy.sd
-import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -26,6 +24,8 @@ from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.extension import LAYERS, Extension, extension_shapes, new_extension
 from exvideo_pack.exvideo_core.layers import PositionLayers
 from exvideo_pack.exvideo_core.tiny import LAYOUT
+
+from dev.videos import draw_video
 
 SPATIAL = "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q"
 TEMPORAL = "diffusion_model.output_blocks.6.1.time_stack.0.attn1.to_q"
@@ -256,7 +256,7 @@ def test_no_node_reads_or_changes_global_random_state(nodes, loaded, models, ext
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     model, clip_vision, vae = loaded
     extended = host.apply_extension(model, extension)
-    make_video(tmp_path / "videos")
+    draw_video(tmp_path / "videos" / "a.mp4", source="testsrc=size=64x64:rate=30", seconds=0.1)
     latent, names = conditions["latent"], {"exvideo_name": "exvideo_tiny_128f.safetensors"}
     inputs = {
         "ExVideoLoader": names,
@@ -298,12 +298,6 @@ def test_no_node_reads_or_changes_global_random_state(nodes, loaded, models, ext
         assert np.random.get_state()[1].tolist() == states[2], node_id
     assert len(list((tmp_path / "video").glob("*.mp4"))) == 2
     assert len(list((tmp_path / "exvideo").glob("*.safetensors"))) == 1
-
-
-def make_video(folder):
-    folder.mkdir()
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "testsrc=size=64x64:rate=30"]
-    subprocess.run([*command, "-t", "0.1", str(folder / "a.mp4")], check=True)
 
 
 def test_easy_cache_skips_whole_steps_before_or_after(model, extension, conditions, run):

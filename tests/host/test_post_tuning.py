@@ -3,14 +3,12 @@
 import copy
 import json
 import logging
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
 import folder_paths
-import imageio_ffmpeg
 import pytest
 import torch
 from exvideo_pack.exvideo_core import host
@@ -21,6 +19,8 @@ from exvideo_pack.exvideo_core.post_tuning.recipe import Recipe
 from exvideo_pack.exvideo_core.tiny import LAYOUT
 from exvideo_pack.exvideo_core.types import ExVideoError
 from safetensors.torch import load_file, save_file
+
+from dev.videos import draw_video
 
 LINKS = pytest.mark.skipif(sys.platform == "win32", reason="there links need a permission")
 
@@ -96,19 +96,15 @@ def test_what_videos_are_there_is_what_the_host_compares(nodes, tmp_path, caplog
 FRAMES, SIDE = 26, 64
 
 
-def make_videos(folder, seconds, *sources):
-    folder.mkdir(parents=True, exist_ok=True)
+def make_videos(folder, *sources):
     for number, source in enumerate(sources):
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", source, "-t", str(seconds)]
-        subprocess.run([*command, str(folder / f"{number}.mp4")], check=True)
+        draw_video(folder / f"{number}.mp4", source=source)
     return folder
 
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    return make_videos(
-        tmp_path_factory.mktemp("videos"), 1, "testsrc=size=80x64:rate=30", "mandelbrot=size=64x64:rate=30"
-    )
+    return make_videos(tmp_path_factory.mktemp("videos"), "testsrc=size=80x64:rate=30", "mandelbrot=size=64x64:rate=30")
 
 
 @pytest.fixture
@@ -211,7 +207,7 @@ def test_other_settings_videos_or_beginnings_are_another_run(tune, tmp_path, loa
     assert tune(2)[1] == losses
     learned = (tmp_path / "run" / "extension.safetensors").read_bytes()
     # As many clips, of the same length.
-    folder = make_videos(tmp_path / "others", 1, "testsrc2=size=80x64:rate=30", "rgbtestsrc=size=64x64:rate=30")
+    folder = make_videos(tmp_path / "others", "testsrc2=size=80x64:rate=30", "rgbtestsrc=size=64x64:rate=30")
     start = new_extension(host.base_weights(loaded[0]), FRAMES)
     for change in ({"seed": 1}, {"learning_rate": 2e-4}, {"sigma_min": 20.0}, {"folder": folder}, {"start": start}):
         before, losses = losses, tune(2, **change)[1]

@@ -4,11 +4,11 @@ import os
 import subprocess
 import sys
 
-import imageio_ffmpeg
 import pytest
 
 from dev.environment import ROOT
 from dev.inside import host_path
+from dev.videos import draw_video
 from exvideo_core.tiny import CHECKPOINT, write_tiny_model
 from tests.server.test_batch import draw, words
 
@@ -56,10 +56,7 @@ def test_the_batch_on_many_servers(run, server, tmp_path):
 
 def test_post_tuning_tells_what_it_does(run, tmp_path):
     write_tiny_model(tmp_path)
-    (tmp_path / "videos").mkdir()
-    source = ["-f", "lavfi", "-i", "testsrc=size=64x64:rate=30", "-t", "0.3"]
-    video = str(tmp_path / "videos" / "one.mp4")
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *source, video], check=True)
+    draw_video(tmp_path / "videos" / "one.mp4", source="testsrc=size=64x64:rate=30", seconds=0.3)
     said = run(
         "post_tuning", f"--checkpoint={tmp_path / CHECKPOINT}", f"--videos={tmp_path / 'videos'}", "--frames=6",
         "--size=64x64", "--steps=1", f"--output={tmp_path / 'run'}", "--", "--cpu",

@@ -2,16 +2,15 @@
 
 import json
 import shutil
-import subprocess
 import threading
 
-import imageio_ffmpeg
 import pytest
 import requests
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dev.videos import draw_video
 from exvideo_core.batch.client import ClientError, PromptCancelledError
 
 TINY = {"ckpt_name": "exvideo_tiny_svd.safetensors", "exvideo_name": "exvideo_tiny_128f.safetensors"}
@@ -21,9 +20,7 @@ TINY = {"ckpt_name": "exvideo_tiny_svd.safetensors", "exvideo_name": "exvideo_ti
 def videos(server):
     """In the input folder, under the node's default name."""
     folder = server.base / "input" / "videos"
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "lavfi"]
-    subprocess.run([*command, "-i", "testsrc=size=80x64:rate=30", "-t", "1", str(folder / "a.mp4")], check=True)
+    draw_video(folder / "a.mp4", source="testsrc=size=80x64:rate=30")
     return folder
 
 

@@ -9,7 +9,6 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-import imageio_ffmpeg
 import pytest
 import torch
 from safetensors import safe_open
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from dev.environment import ROOT
 from dev.inside import host_path
 from dev.server import free_port
+from dev.videos import draw_video
 from exvideo_core.tiny import CHECKPOINT, write_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -35,11 +35,8 @@ def program(tmp_path_factory):
     """The command with all that it needs but how long and where to; both clips of the videos have different numbers."""
     folder = tmp_path_factory.mktemp("program")
     write_tiny_model(folder)
-    (folder / "videos").mkdir()
-    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi"]
     for source in ("testsrc", "testsrc2", "rgbtestsrc"):
-        video = str(folder / "videos" / f"{source}.mp4")
-        subprocess.run([*ffmpeg, "-i", f"{source}=size=64x64:rate=30", "-t", "0.3", video], check=True)
+        draw_video(folder / "videos" / f"{source}.mp4", source=f"{source}=size=64x64:rate=30", seconds=0.3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(folder / "compiled"))  # where DeepSpeed puts what it compiles
         yield [
