@@ -10,7 +10,6 @@ from typing import Any
 import comfy.clip_vision
 import comfy.model_detection
 import comfy.model_management
-import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
@@ -19,7 +18,7 @@ from comfy.ldm.models.autoencoder import AutoencoderKL, AutoencodingEngine
 
 from ..files import open_tensors
 from ..svd import CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, SVDLayout, read_layout
-from .patch import ModelPatcher
+from .patch import ModelPatcher, patcher_class
 
 
 def load_svd(path: Path) -> tuple[Any, Any, Any]:
@@ -55,8 +54,7 @@ def _narrow_model(path: Path, layout: SVDLayout, disable_dynamic: bool = False) 
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, supported))
     model = config.get_model(weights, UNET_PREFIX, device=management.unet_offload_device())
     model.load_model_weights(weights, UNET_PREFIX)
-    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else ModelPatcher
-    patcher = kind(model, load_device=device, offload_device=management.unet_offload_device())
+    patcher = patcher_class(disable_dynamic)(model, device, management.unet_offload_device())
     # How newer hosts load it once more, as one whose weights stay on the device, say.
     patcher.cached_patcher_init = (_narrow_model, (path, layout))
     return patcher

@@ -31,6 +31,11 @@ _WIDTHS = 64
 ModelPatcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
 
 
+def patcher_class(disable_dynamic: bool) -> Any:
+    """What newer hosts want of what loads a model once more: whether its weights are to stay on the device."""
+    return comfy.model_patcher.ModelPatcher if disable_dynamic else ModelPatcher
+
+
 def require_svd(model: Any) -> None:
     """Raise ExVideoError unless a MODEL is Stable Video Diffusion (image to video)."""
     base = model.model
@@ -127,8 +132,8 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
 
 def _another(positions: PositionLayers, load_device: Any, offload_device: Any, disable_dynamic: bool = False) -> Any:
     """The same new parts again, with weights of their own, as a model of the host's."""
-    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else ModelPatcher
-    return kind(PositionLayers(positions.weights(), comfy.ops.manual_cast), load_device, offload_device)
+    again = PositionLayers(positions.weights(), comfy.ops.manual_cast)
+    return patcher_class(disable_dynamic)(again, load_device, offload_device)
 
 
 def without_extension(model: Any) -> Any:
