@@ -21,6 +21,11 @@ help:
 # make hands its variables on in the environment; read there, no file name needs quoting.
 export IMAGE FRAMES SIZE STEPS SEED OUT PORT
 
+# Byte code of all that is imported (torch alone: two thousand files) is made once, whatever the machine's habit, and
+# nowhere but here: tests look whether the pack and the host are left as they were.
+export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/pycache
+unexport PYTHONDONTWRITEBYTECODE
+
 demo:
 	@$(PYTHON) -m dev.demo \
 		$${IMAGE:+"--image=$$IMAGE"} $${FRAMES:+"--frames=$$FRAMES"} $${SIZE:+"--size=$$SIZE"} \

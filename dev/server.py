@@ -17,13 +17,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dev.environment import ROOT, Environment
+from dev.environment import ROOT, VENV, Environment
 from dev.errors import DevError
 
 PACK = "exvideo"
 START_TIMEOUT = 180.0
 STOP_TIMEOUT = 3.0
 LOG_TAIL = 25
+# Beside our environment, as in the Makefile: a host that was lent to us is left as it was, and yet no start compiles
+# again what all of them import.
+BYTE_CODE = {"PYTHONPYCACHEPREFIX": str(VENV / "pycache"), "PYTHONDONTWRITEBYTECODE": ""}
 # The proxy of the environment is for the internet, never for our own machine.
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -98,8 +101,7 @@ class Server:
             self._process = subprocess.Popen(
                 command,
                 cwd=self.comfyui,
-                # Without byte code: a host that was lent to us is left as it was.
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
+                env={**os.environ, **BYTE_CODE, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
