@@ -13,6 +13,7 @@ from .work import Source, Work
 
 # Working memory in maps of the block's own width. Generous: a test counts that passes stay within.
 _MAPS = 6
+_STATISTICS_MAPS = 5
 
 Spatial = Callable[[torch.Tensor, slice], torch.Tensor]
 Mix = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -109,15 +110,25 @@ def normalised_chunk(
 def moments(work: Work, clip: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of each channel's group over a whole clip [T, C, H, W]: float32 [C] each, for half too."""
     frames: list[tuple[torch.Tensor, ...]] = []
-    for some in work.over(len(clip), 3, clip[0]):
+    for some in work.over(len(clip), _STATISTICS_MAPS, clip[0]):
         part = rearrange(clip[some], "t (g c) h w -> t g (c h w)", g=groups)
         # Frame by frame, so that the sums do not depend on the chunks.
-        frames += [torch.var_mean(part.to(precise(clip)), dim=2, correction=0)]
+        frames += [_variance_and_mean(part.to(precise(clip)))]
     var, mean = (torch.cat(of_all) for of_all in zip(*frames, strict=True))
     # Of parts of equal size: the mean of their variances, and the variance of their means.
     whole = mean.mean(0), var.mean(0) + mean.var(0, correction=0)
     average, variance = (of_group.repeat_interleave(clip.shape[1] // groups) for of_group in whole)
     return average, variance
+
+
+def _variance_and_mean(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Over the last dimension."""
+    if values.device.type != "cpu":
+        variance, mean = torch.var_mean(values, dim=-1, correction=0)
+        return variance, mean
+    # Two readings: there torch's one takes as long as a convolution.
+    mean = values.mean(-1)
+    return (values - mean[..., None]).square_().mean(-1), mean
 
 
 def precise(x: torch.Tensor) -> torch.dtype:
