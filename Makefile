@@ -34,9 +34,10 @@ demo:
 test:
 	@$(PYTHON) -m dev.test $(ARGS)
 
-# A browser that crashed says nothing about the page: that test, and no other, is run again.
+# A browser that crashed says nothing about the page: that test, and no other, is run again. Two at a time, as most of
+# it is waiting; with a thread each, for one that waits for a core spins.
 page: host
-	@.venv/bin/python -P -m pytest -m page --reruns 2 --only-rerun "Target crashed" tests/page $(ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/python -P -m pytest -m page -n 2 --reruns 2 --only-rerun "Target crashed" tests/page $(ARGS)
 
 parity: host
 	@.venv/bin/python -P -m pytest -m "long or not long" tests/host/test_parity.py tests/host/test_full_size.py $(ARGS)
