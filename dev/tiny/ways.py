@@ -25,9 +25,10 @@ class Studio:
     Args:
         models: where the model is put together.
         extension: a file to use in the place of the trained extension.
+        window: frames that are decoded at once. Many take half the time of few, of which each frame is in two.
     """
 
-    def __init__(self, models: Path, extension: Path | None = None):
+    def __init__(self, models: Path, extension: Path | None = None, window: int = 8):
         become_host("--cpu")
         write_trained_model(models)
         tiny = core("tiny")
@@ -36,6 +37,7 @@ class Studio:
         trained = core("extension").read_extension(extension or models / tiny.EXTENSION)
         (self._extended,) = self._run("ExVideoApply", model=self._base, exvideo=trained)
         self._motion = core("post_tuning.motion")
+        self._window = window
 
     def base(self, what: Scene, side: int, frames: int = FRAMES) -> torch.Tensor:
         """By the base alone."""
@@ -72,7 +74,7 @@ class Studio:
             init_image=render(what, 1, side), total_frames=frames, width=side, height=side,
             motion_bucket_id=self._bucket(what, side), fps=FPS, augmentation_level=0.0, **SAMPLING, **settings,
         )  # fmt: skip
-        (video,) = self._run("ExVideoDecode", samples=samples, vae=self._vae)
+        (video,) = self._run("ExVideoDecode", samples=samples, vae=self._vae, window=self._window)
         return video
 
     def chained(self, what: Scene, side: int, frames: int = LONG) -> torch.Tensor:
@@ -119,7 +121,7 @@ class Studio:
         (samples,) = self._run(
             "ExVideoSampler", model=model, positive=positive, negative=negative, latent=latent, **SAMPLING
         )
-        (video,) = self._run("ExVideoDecode", samples=samples, vae=self._vae)
+        (video,) = self._run("ExVideoDecode", samples=samples, vae=self._vae, window=self._window)
         return video
 
     def _bucket(self, what: Scene, side: int) -> int:

@@ -32,7 +32,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def studio(models):
-    return Studio(models)
+    return Studio(models, window=64)
 
 
 @pytest.fixture(scope="module")
