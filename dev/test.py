@@ -1,7 +1,8 @@
 """Everything that is checked before a change is accepted: lint, types, tests. `HOST=none` leaves out a ComfyUI.
 
-All tests run in two processes, a file of them in one, since servers and encoders are waited for much of the time; those
-that take most of the memory run after them. With pytest's own arguments there is one process, as usual.
+All tests run in three processes, a file of them in one, since servers and encoders are waited for much of the time:
+enough to keep two cores busy. Those that take most of the memory run after them. With pytest's own arguments there is
+one process, as usual.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 
 from dev.environment import ROOT, SetupError, ensure
 
-PROCESSES = 2
+PROCESSES = 3
 QUICK = "not long and not page"
 """What is neither left to `make parity` nor to `make page`."""
 
