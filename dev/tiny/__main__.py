@@ -85,7 +85,14 @@ def main() -> None:
     parser.add_argument("--until", choices=["autoencoder", "encoder", "base", "extension"], default="extension")
     until = parser.parse_args().until
     become_host("--cpu")
-    recipe, layout = Recipe(), tiny_layout()
+    for folder in (KEPT, FOLDER):
+        folder.mkdir(parents=True, exist_ok=True)
+    train(Recipe(), until)
+
+
+def train(recipe: Recipe, until: str = "extension") -> None:
+    """All stages that are not kept yet, up to one."""
+    layout = tiny_layout()
     parts = _kept("autoencoder", lambda report: train_autoencoder(layout, *recipe.autoencoder, report))
     if until == "autoencoder":
         return
@@ -199,6 +206,4 @@ def _say(stage: str, step: int, losses: list[float], begun: float) -> None:
 
 
 if __name__ == "__main__":
-    for folder in (KEPT, FOLDER):
-        folder.mkdir(parents=True, exist_ok=True)
     main()
