@@ -12,7 +12,7 @@ from dev.tiny import trained
 from dev.tiny.data import LONG
 from dev.tiny.scenes import PACE
 
-STAGES = ("autoencoder", "encoder", "base", "extension")
+STAGES = (*trained.STAGES, "extension")
 RECIPE = tiny.Recipe(
     autoencoder=(2, 1e-3),
     encoder=(2, 1e-3),
