@@ -30,7 +30,7 @@ UNETS: dict[str, Build] = {
     "ours, 2 GiB to work in": partial(our_unet, 2048 * MIB),
     "512 MiB (balanced)": partial(our_unet, 512 * MIB),
     "64 MiB": partial(our_unet, 64 * MIB),
-    "64 MiB, skips parked (low)": partial(our_unet, 64 * MIB, True),
+    "256 MiB, skips parked (low)": partial(our_unet, 256 * MIB, True),
 }
 DECODERS: dict[str, Build] = {
     "authors' code": authors_decoder,

@@ -39,21 +39,21 @@ class Networks:
         self._device, self._dtype = device, dtype
         self._host, svd, tiny = (core(name) for name in ("host", "svd", "tiny"))
         self._layout = svd.SVDLayout()
-        drawn = tiny.draw_checkpoint(self._layout, part=(svd.UNET_PREFIX, svd.VAE_PREFIX))
+        drawn = tiny.draw_checkpoint(self._layout, part=(svd.UNET_PREFIX, svd.VAE_PREFIX), device=device)
         extension = tiny.draw_extension(drawn, 128)
         tensors = {key: tensor.to(device, dtype) for key, tensor in extension.tensors.items()}
-        self._extension = type(extension)(tensors, extension.num_frames)
+        self.extension = type(extension)(tensors, extension.num_frames)
         self._weights = {key: tensor.to(device, dtype) for key, tensor in drawn.items()}
-        self._base = svd_model(self._weights, device, dtype)
-        self._extended = self._host.apply_extension(self._base, self._extension)
-        self._authors = reference.unet(self._weights, self._extension)
+        self.base = svd_model(self._weights, device, dtype)
+        self._extended = self._host.apply_extension(self.base, self.extension)
+        self._authors = reference.unet(self._weights, self.extension)
         self._generator = torch.Generator().manual_seed(0)
 
     def _drawn(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=self._generator).to(self._device, self._dtype)
 
-    def unet_pass(self, frames: int, height: int, width: int) -> dict[str, Contender]:
-        """One pass of the UNet over one clip."""
+    def unet_pass(self, frames: int, height: int, width: int, memory: str = "auto") -> dict[str, Contender]:
+        """One pass of the UNet over one clip; ours by a setting of memory."""
         x, token = self._drawn(frames, 8, height, width), self._drawn(1, 1, 1024)
         ids = torch.tensor([IDS], device=self._device, dtype=self._dtype)
 
@@ -71,8 +71,8 @@ class Networks:
 
         return {
             AUTHORS: Contender(_nothing, lambda: self._authors(x, TIMESTEP, token[0], ids)),
-            OURS: in_host(self._extended),
-            HOST: in_host(self._base),
+            OURS: in_host(self._host.apply_extension(self.base, self.extension, memory=memory)),
+            HOST: in_host(self.base),
         }
 
     def guided_step(self, frames: int, height: int, width: int, compiler: str = "") -> dict[str, Contender]:
@@ -107,11 +107,11 @@ class Networks:
         contenders = {
             AUTHORS: Contender(_nothing, authors),
             OURS: in_host(self._extended),
-            HOST: in_host(self._base),
+            HOST: in_host(self.base),
         }
         if compiler:
             contenders[OURS + COMPILED] = in_host(_compiled(self._extended, compiler))
-            contenders[HOST + COMPILED] = in_host(_compiled(self._base, compiler))
+            contenders[HOST + COMPILED] = in_host(_compiled(self.base, compiler))
         return contenders
 
     def decoding(self, frames: int, height: int, width: int) -> dict[str, Contender]:

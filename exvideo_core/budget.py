@@ -33,7 +33,7 @@ BUDGETS: Mapping[str, tuple[int, int]] = {
     "auto": (64 * MIB, 2048 * MIB),
     "fast": (2048 * MIB, 8192 * MIB),
     "balanced": (512 * MIB, 512 * MIB),
-    "low": (64 * MIB, 64 * MIB),
+    "low": (256 * MIB, 256 * MIB),
 }
 """Least and greatest working memory, in bytes, of each way to go about a pass."""
 CPU_BUDGET = 64 * MIB

@@ -77,8 +77,10 @@ class PositionLayer(nn.Module):
 
     def embedded(self, rows: Sequence[int], x: torch.Tensor, embed: Callable[..., torch.Tensor]) -> torch.Tensor:
         """Rows of the position table through SVD's `time_pos_embed`: [len(rows), C], as x in dtype and device."""
+        # Not waited for, or a GPU would stand still at each of the 16 layers.
+        numbers = torch.tensor(rows).to(x.device, non_blocking=True)
         # Cast by hand: ops of torch.nn and of the host differ in how they are asked for a dtype.
-        return embed(self.table(torch.tensor(rows, device=x.device)).to(x))
+        return embed(self.table(numbers).to(x))
 
 
 class PositionLayers(nn.ModuleList):

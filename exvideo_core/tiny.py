@@ -34,26 +34,31 @@ LAYOUT = SVDLayout(
 log = logging.getLogger(__name__)
 
 
-def draw_checkpoint(layout: SVDLayout, seed: int = 0, part: str | tuple[str, ...] = "") -> dict[str, torch.Tensor]:
+def draw_checkpoint(
+    layout: SVDLayout, seed: int = 0, part: str | tuple[str, ...] = "", device: str | torch.device = "cpu"
+) -> dict[str, torch.Tensor]:
     """Random weights of a layout, float32, scaled so that activations stay of order 1.
 
     Args:
         layout: names and shapes.
         seed: of the weights.
         part: only tensors whose names begin so.
+        device: where they are drawn; each kind of device draws others.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     return {key: _draw(key, shape, generator) for key, shape in layout.tensors().items() if key.startswith(part)}
 
 
 def draw_extension(checkpoint: Mapping[str, torch.Tensor], num_frames: int, seed: int = 1) -> Extension:
     """An extension of a base that differs from it in every tensor, as one does after training, but not by much."""
-    generator = torch.Generator().manual_seed(seed)
+    device = next(iter(checkpoint.values())).device
+    generator = torch.Generator(device).manual_seed(seed)
     new = new_extension(lambda key: checkpoint[UNET_PREFIX + key], num_frames)
 
     def moved(key: str, tensor: torch.Tensor) -> torch.Tensor:
         fan_in = 1 if key.endswith(TABLE) else tensor[0].numel()
-        return tensor + 0.1 * fan_in**-0.5 * torch.randn(tensor.shape, generator=generator)
+        noise = torch.randn(tensor.shape, generator=generator, device=device)
+        return tensor.to(device) + 0.1 * fan_in**-0.5 * noise
 
     return Extension({key: moved(key, tensor) for key, tensor in new.tensors.items()}, num_frames)
 
@@ -76,12 +81,12 @@ def write_tiny_model(models: Path) -> None:
 def _draw(key: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     name = key.rpartition(".")[2]
     if name == "mix_factor" or name.endswith("bias"):
-        return torch.zeros(shape)
+        return torch.zeros(shape, device=generator.device)
     if name == "weight" and len(shape) == 1:  # of a normalisation
-        return torch.ones(shape)
+        return torch.ones(shape, device=generator.device)
     # OpenCLIP keeps its projection as inputs × outputs; everything else has its outputs first.
     fan_in = shape[0] if name == "proj" else math.prod(shape[1:])
-    return torch.randn(shape, generator=generator) * fan_in**-0.5
+    return torch.randn(shape, generator=generator, device=generator.device) * fan_in**-0.5
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ def memory_input() -> Any:
         default="auto",
         # Not in the contract, so that clients who know only that may leave it out.
         optional=True,
-        tooltip="Working memory of a pass: auto takes what is free up to 2 GiB, low 64 MiB. The video is the same; "
+        tooltip="Working memory of a pass: auto takes what is free up to 2 GiB, low 256 MiB. The video is the same; "
         "less is slower.",
     )
 

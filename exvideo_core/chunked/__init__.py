@@ -7,6 +7,7 @@ longer needs. Normalisations over a whole clip keep their statistics: these are 
 
 from . import differentiable
 from .decoder import decode
+from .norms import normalised
 from .res_block import res_block
 from .transformer import transformer
 from .work import Affine, Parked, Source, Upsampled, Work, stand_in
@@ -19,6 +20,7 @@ __all__ = [
     "Work",
     "decode",
     "differentiable",
+    "normalised",
     "res_block",
     "stand_in",
     "transformer",

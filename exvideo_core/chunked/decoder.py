@@ -47,11 +47,6 @@ def decode(work: Work, decoder: Any, latents: torch.Tensor) -> torch.Tensor:
 
 def _res_block(work: Work, block: Any, maps: list[Source], like: torch.Tensor) -> None:
     """The autoencoder's ResNet block, from what is in `maps` to what is in it after."""
-
-    def mix(spatial: torch.Tensor, temporal: torch.Tensor) -> torch.Tensor:
-        return share * temporal + (1 - share) * spatial
-
-    share = block.get_alpha(bs=1).to(like)
     out = spatial_res_block(work, maps, like, block.out_channels, lambda x, _some: block(x, None, skip_video=True))
-    temporal_res_block(work, block.time_stack, out, None, mix)
+    temporal_res_block(work, block.time_stack, out, None, block.get_alpha(bs=1).flatten())
     maps.append(out)

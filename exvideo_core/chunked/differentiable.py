@@ -15,7 +15,8 @@ import torch
 from einops import rearrange
 from torch.utils.checkpoint import checkpoint
 
-from .res_block import image_chunk, moments, normalised_chunk, precise
+from .norms import activated, clip_moments, precise
+from .res_block import image_chunk
 from .transformer import said_of, spatial_chunk, temporal_chunk
 from .work import Source, Work
 
@@ -41,7 +42,9 @@ def transformer(
         sizes = _sizes(work, len(x), _SPATIAL_MAPS, x[0])
         said = said_of(layer.transformer_blocks[0], context)
         parts = zip(torch.split(x, sizes), torch.split(said, sizes), strict=True)
-        spatial = torch.cat([_again(work, spatial_chunk, layer, part, token, options) for part, token in parts])
+        spatial = torch.cat(
+            [_again(work, spatial_chunk, work.affine, layer, part, token, options) for part, token in parts]
+        )
         mixed = _again(work, position, spatial, rows, height, layer.time_pos_embed)
         videos = []
         for clip, moved, token in zip(
@@ -49,7 +52,11 @@ def transformer(
         ):
             sizes = _sizes(work, height * width, _TEMPORAL_MAPS, clip[:, 0])
             cells = zip(torch.split(clip, sizes, 1), torch.split(moved, sizes, 1), strict=True)
-            videos.append(torch.cat([_again(work, temporal_chunk, layer, *pair, token, options) for pair in cells], 1))
+            videos.append(
+                torch.cat(
+                    [_again(work, temporal_chunk, work.affine, layer, *pair, token, options) for pair in cells], 1
+                )
+            )
         return rearrange(torch.cat(videos), "t (h w) c -> t c h w", h=height) + x
 
     return _again(work, whole, x)
@@ -66,7 +73,7 @@ def res_block(work: Work, block: Any, x: torch.Tensor, emb: torch.Tensor, frames
         return rearrange(block.time_mixer(*volumes), "1 c t h w -> t c h w")
 
     def joined(emb: torch.Tensor, *pieces: Any) -> torch.Tensor:
-        return image_chunk(block, torch.cat([piece[:] for piece in pieces], 1), emb)
+        return image_chunk(work.affine, block, torch.cat([piece[:] for piece in pieces], 1), emb)
 
     def whole(emb: torch.Tensor) -> torch.Tensor:
         one = emb.new_empty(()).expand(block.out_channels, *parts[0].shape[2:])
@@ -91,13 +98,16 @@ def per_frame(work: Work, run: Callable[[torch.Tensor], torch.Tensor], x: torch.
 
 def _along_time(work: Work, norm: Any, conv: Any, clip: torch.Tensor) -> torch.Tensor:
     """Norm over the whole clip, SiLU, convolution over three frames."""
-    mean, var = _again(work, moments, work, clip, norm.num_groups)
+    mean, var = _again(work, clip_moments, work, clip, norm.num_groups)
     weight, bias = (tensor.to(precise(clip)) for tensor in work.affine(norm, clip))
     sizes = _sizes(work, clip.shape[2], _RES_MAPS, clip[:, :, 0])
     parts = torch.split(clip, sizes, 2)
-    return torch.cat(
-        [_again(work, normalised_chunk, conv, part, mean, var, weight, bias, norm.eps) for part in parts], 2
-    )
+    return torch.cat([_again(work, _convolved, conv, part, mean, var, weight, bias, norm.eps) for part in parts], 2)
+
+
+def _convolved(conv: Any, x: torch.Tensor, *norm: Any) -> torch.Tensor:
+    maps: torch.Tensor = conv(rearrange(activated(x, *norm), "t c h w -> 1 c t h w"))
+    return rearrange(maps, "1 c t h w -> t c h w")
 
 
 def _cut(part: Source, slices: list[slice]) -> list[Any]:

@@ -6,17 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 
-from .work import Source, Work
+from .norms import activated, clip_moments, normalised, precise
+from .work import Affine, Source, Work, channels_are_last
 
 # Working memory in maps of the block's own width. Generous: a test counts that passes stay within.
 _MAPS = 6
-_STATISTICS_MAPS = 5
 
 Spatial = Callable[[torch.Tensor, slice], torch.Tensor]
-Mix = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def res_block(work: Work, block: Any, x: torch.Tensor, emb: torch.Tensor, frames: int) -> torch.Tensor:
@@ -27,25 +25,31 @@ def res_block(work: Work, block: Any, x: torch.Tensor, emb: torch.Tensor, frames
         x: [videos · frames, C, H, W]; without channels where `work.pending` holds the inputs.
         emb: [videos · frames, D].
     """
-
-    def mix(spatial: torch.Tensor, temporal: torch.Tensor) -> torch.Tensor:
-        mixed = block.time_mixer(x_spatial=_to_volume(spatial), x_temporal=_to_volume(temporal))
-        return _from_volume(mixed)
-
     parts: list[Source] = work.pending or [x]
     work.pending = []
     run = work.compiled(image_chunk)
-    out = spatial_res_block(work, parts, x, block.out_channels, lambda part, some: run(block, part, emb[some]))
+    out = spatial_res_block(
+        work, parts, x, block.out_channels, lambda part, some: run(work.affine, block, part, emb[some])
+    )
+    share = 1 - block.time_mixer.get_alpha(None, x.device).flatten()
     for start in range(0, len(out), frames):
         video = slice(start, start + frames)
-        temporal_res_block(work, block.time_stack, out[video], block.time_stack.emb_layers(emb[video]), mix)
+        temporal_res_block(work, block.time_stack, out[video], block.time_stack.emb_layers(emb[video]), share)
     return out
 
 
-def image_chunk(block: Any, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-    """The host's own for single frames."""
-    out: torch.Tensor = block._forward(x, emb)
-    return out
+def image_chunk(affine: Affine, block: Any, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+    """The spatial block on single frames."""
+    if not channels_are_last(x):
+        out: torch.Tensor = block._forward(x, emb)  # the host's own
+        return out
+    norm_in, _, conv_in = block.in_layers
+    norm_out, *_, conv_out = block.out_layers
+    kernel, bias = affine(conv_in, x)
+    hidden = conv_in._conv_forward(normalised(affine, norm_in, x, silu=True), kernel, None)
+    hidden += (block.emb_layers(emb) + bias)[..., None, None]
+    added: torch.Tensor = conv_out(normalised(affine, norm_out, hidden, silu=True))
+    return added.add_(block.skip_connection(x))
 
 
 def spatial_res_block(work: Work, parts: list[Source], like: torch.Tensor, channels: int, run: Spatial) -> torch.Tensor:
@@ -58,7 +62,7 @@ def spatial_res_block(work: Work, parts: list[Source], like: torch.Tensor, chann
         run: given inputs, and which frames they are.
     """
     frames, _, *size = parts[0].shape
-    out = like.new_empty(frames, channels, *size)
+    out = work.empty(like, (frames, channels, *size))
     widest = max(sum(part.shape[1] for part in parts), channels)
     for some in work.over(frames, _MAPS * widest / channels, out[0]):
         # Not named: whatever is, lives on beside the next chunk's.
@@ -67,78 +71,46 @@ def spatial_res_block(work: Work, parts: list[Source], like: torch.Tensor, chann
     return out
 
 
-def temporal_res_block(work: Work, stack: Any, clip: torch.Tensor, shift: torch.Tensor | None, mix: Mix) -> None:
+def temporal_res_block(
+    work: Work, stack: Any, clip: torch.Tensor, shift: torch.Tensor | None, share: torch.Tensor
+) -> None:
     """The temporal block on one video, in place: convolutions over time, normalisations over the whole clip.
 
     Args:
         stack: the host's 3-D `ResBlock`.
         clip: [T, C, H, W].
         shift: [T, C], added between the convolutions.
-        mix: of spatial and temporal maps.
+        share: [1], of the temporal maps in the mixture with the spatial ones.
     """
     norm_in, _, conv_in = stack.in_layers
     norm_out, *_, conv_out = stack.out_layers
     hidden = torch.empty_like(clip)
-    for some, result in _along_time(work, conv_in, norm_in, clip):
-        hidden[:, :, some] = result if shift is None else result.add_(shift[:, :, None, None])
-    for some, result in _along_time(work, conv_out, norm_out, hidden):
-        part = clip[:, :, some]
-        part.copy_(mix(part, result.add_(part)))
+    kernel, bias = work.affine(conv_in, clip)
+    shift = (bias if shift is None else shift + bias)[..., None, None]
+    for some, result in _along_time(work, norm_in, conv_in, clip, kernel, None):
+        torch.add(result, shift, out=hidden[:, :, some])
+    # Temporal maps are the spatial ones and what is added to them: so the mixture is these and a share of that.
+    kernel, bias = (tensor * share.to(tensor) for tensor in work.affine(conv_out, clip))
+    for some, result in _along_time(work, norm_out, conv_out, hidden, kernel, bias):
+        clip[:, :, some] += result
 
 
-def _along_time(work: Work, conv: Any, norm: Any, clip: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+def _along_time(
+    work: Work, norm: Any, conv: Any, clip: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None
+) -> Iterator[tuple[slice, torch.Tensor]]:
     """Norm over the whole clip, SiLU, convolution over three frames: results for some rows of all maps at a time."""
-    mean, var = moments(work, clip, norm.num_groups)
-    weight, bias = (tensor.to(precise(clip)) for tensor in work.affine(norm, clip))
-    run = work.compiled(normalised_chunk)
+    mean, var = clip_moments(work, clip, norm.num_groups)
+    scale = *(tensor.to(precise(clip)) for tensor in work.affine(norm, clip)), norm.eps
+    run = work.compiled(temporal_chunk)
+    if channels_are_last(clip):
+        kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
     for some in work.over(clip.shape[2], _MAPS, clip[:, :, 0]):
-        yield some, run(conv, clip[:, :, some], mean, var, weight, bias, norm.eps)
+        yield some, run(conv, clip[:, :, some], (mean, var, *scale), kernel, bias)
 
 
-def normalised_chunk(
-    conv: Any, x: torch.Tensor, mean: Any, var: Any, weight: Any, bias: Any, eps: float
+def temporal_chunk(
+    conv: Any, x: torch.Tensor, norm: Any, kernel: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    # Apple's GPUs end the process where such a call mixes precisions (pytorch issue 154887).
-    if torch.is_grad_enabled() or x.device.type == "mps":
-        mean, scale, bias = (v[:, None, None] for v in (mean, weight * (var + eps).rsqrt(), bias))
-        return _from_volume(conv(_to_volume(F.silu(((x.to(mean) - mean) * scale + bias).to(x)))))
-    # What a normalisation over groups does with given statistics is one over channels, computed in float32.
-    inputs = F.batch_norm(x, mean, var, weight, bias, eps=eps)
-    return _from_volume(conv(_to_volume(F.silu(inputs, inplace=True))))
-
-
-def moments(work: Work, clip: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of each channel's group over a whole clip [T, C, H, W]: float32 [C] each, for half too."""
-    frames: list[tuple[torch.Tensor, ...]] = []
-    for some in work.over(len(clip), _STATISTICS_MAPS, clip[0]):
-        part = rearrange(clip[some], "t (g c) h w -> t g (c h w)", g=groups)
-        # Frame by frame, so that the sums do not depend on the chunks.
-        frames += [_variance_and_mean(part.to(precise(clip)))]
-    var, mean = (torch.cat(of_all) for of_all in zip(*frames, strict=True))
-    # Of parts of equal size: the mean of their variances, and the variance of their means.
-    whole = mean.mean(0), var.mean(0) + mean.var(0, correction=0)
-    average, variance = (of_group.repeat_interleave(clip.shape[1] // groups) for of_group in whole)
-    return average, variance
-
-
-def _variance_and_mean(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Over the last dimension."""
-    if values.device.type != "cpu":
-        variance, mean = torch.var_mean(values, dim=-1, correction=0)
-        return variance, mean
-    # Two readings: there torch's one takes as long as a convolution.
-    mean = values.mean(-1)
-    return (values - mean[..., None]).square_().mean(-1), mean
-
-
-def precise(x: torch.Tensor) -> torch.dtype:
-    """What sums over a tensor are computed in: float32, or x's own where that is more."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _to_volume(x: torch.Tensor) -> torch.Tensor:
-    return rearrange(x, "t c h w -> 1 c t h w")
-
-
-def _from_volume(x: torch.Tensor) -> torch.Tensor:
-    return rearrange(x, "1 c t h w -> t c h w")
+    """Some rows of all maps of a clip: norm, SiLU and convolution over time."""
+    volume = rearrange(activated(x, *norm), "t c h w -> 1 c t h w")
+    return rearrange(conv._conv_forward(volume, kernel, bias), "1 c t h w -> t c h w")

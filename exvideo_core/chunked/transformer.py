@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 
-from .work import Work
+from . import fused
+from .norms import normalised
+from .work import Affine, Work
 
 # Working memory in maps of the layer's own width. Generous: a test counts that passes stay within.
 _SPATIAL_MAPS, _CONV_MAPS, _TEMPORAL_MAPS = 21, 4, 23
@@ -38,12 +41,12 @@ def transformer(
     frames, (height, width) = len(rows), x.shape[2:]
     if work.compile:
         options = {}  # Each step has others, and a compiler would begin anew for all of them.
-    x = x.contiguous()
+    x = x.contiguous(memory_format=work.layout)
     tokens_of_x = x.flatten(2).transpose(1, 2)  # a view, so that adding to it adds to x
     spatial = x.new_empty(tokens_of_x.shape)
     said, run = said_of(layer.transformer_blocks[0], context), work.compiled(spatial_chunk)
     for some in work.over(len(x), _SPATIAL_MAPS, x[0]):
-        spatial[some] = run(layer, x[some], said[some], options)
+        spatial[some] = run(work.affine, layer, x[some], said[some], options)
 
     run = work.compiled(temporal_chunk)
     said = said_of(layer.time_stack[0], (context if time_context is None else time_context)[::frames])
@@ -52,30 +55,44 @@ def transformer(
         clip, out = spatial[start : start + frames], tokens_of_x[start : start + frames]
         volume = rearrange(clip, "t (h w) c -> t h w c", h=height)
         for band in work.over(height, _CONV_MAPS, volume[:, 0], halo=2):
-            temporal = _positioned(position, volume, embedded, band)
+            temporal = _positioned(work.affine, position, volume, embedded, band)
             for some in work.over(temporal.shape[1], _TEMPORAL_MAPS, clip[:, 0]):
                 cells = slice(band.start * width + some.start, band.start * width + some.stop)
-                out[:, cells] += run(layer, clip[:, cells], temporal[:, some], said[video], options)
+                out[:, cells] += run(work.affine, layer, clip[:, cells], temporal[:, some], said[video], options)
     return x
 
 
-def spatial_chunk(layer: Any, x: torch.Tensor, said: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+def spatial_chunk(
+    affine: Affine, layer: Any, x: torch.Tensor, said: torch.Tensor, options: dict[str, Any]
+) -> torch.Tensor:
     """Some frames, [n, C, H, W], through the spatial block: [n, positions, C]."""
-    tokens = layer.proj_in(rearrange(layer.norm(x), "t c h w -> t (h w) c"))
-    return _block(layer.transformer_blocks[0], tokens, said, options)
+    tokens = layer.proj_in(rearrange(normalised(affine, layer.norm, x), "t c h w -> t (h w) c"))
+    return _block(affine, layer.transformer_blocks[0], tokens, said, options)
 
 
 def temporal_chunk(
-    layer: Any, spatial: torch.Tensor, temporal: torch.Tensor, said: torch.Tensor, options: dict[str, Any]
+    affine: Affine, layer: Any, spatial: torch.Tensor, temporal: torch.Tensor, said: torch.Tensor, options: Any
 ) -> torch.Tensor:
     """Some positions, [T, n, C], through the temporal block, mixed with the spatial one's: what they add to the map."""
     # [positions, frames, C]: a copy of the part, which then may be written over.
-    tokens = _block(layer.time_stack[0], temporal.transpose(0, 1).contiguous(), said, options)
-    mixed: torch.Tensor = layer.proj_out(layer.time_mixer(x_spatial=spatial, x_temporal=tokens.transpose(0, 1)))
+    tokens = _block(affine, layer.time_stack[0], _swapped(temporal), said, options)
+    share = layer.time_mixer.get_alpha(None, tokens.device).flatten().to(tokens)
+    mix = torch.lerp if torch.is_grad_enabled() else torch.Tensor.lerp_
+    mixed: torch.Tensor = layer.proj_out(mix(_swapped(tokens), spatial, share))
     return mixed
 
 
-def _positioned(position: Any, clip: torch.Tensor, embedded: torch.Tensor, band: slice) -> torch.Tensor:
+def _swapped(x: torch.Tensor) -> torch.Tensor:
+    """[a, b, C] as [b, a, C], copied."""
+    rows, wide = x.transpose(0, 1), torch.int64
+    # Whole words at a time: a GPU copies single numbers of half precision at a fifth of its rate.
+    fits = x.is_cuda and not torch.is_grad_enabled() and x.shape[-1] * x.element_size() % wide.itemsize == 0
+    if fits and x.stride(-1) == 1 and not torch.compiler.is_compiling():
+        return rows.view(wide).contiguous().view(x.dtype)
+    return rows.contiguous()
+
+
+def _positioned(affine: Affine, position: Any, clip: torch.Tensor, embedded: torch.Tensor, band: slice) -> torch.Tensor:
     """Some rows of a clip with positions added and neighbours mixed by the 3-D convolution.
 
     Args:
@@ -101,7 +118,10 @@ def _positioned(position: Any, clip: torch.Tensor, embedded: torch.Tensor, band:
     _mirror(padded[1:-1, :, 1:-1], 1, height, band.start == 0, band.stop == height)
     _mirror(padded[1:-1], 2, width)
     _mirror(padded, 0, frames)
-    mixed = position.conv(rearrange(padded, "t h w c -> 1 c t h w"))
+    kernel, bias = affine(position.conv, clip)
+    if clip.device.type != "cpu":
+        kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
+    mixed = position.conv._conv_forward(rearrange(padded, "t h w c -> 1 c t h w"), kernel, bias)
     return rearrange(mixed, "1 c t h w -> t (h w) c")
 
 
@@ -120,12 +140,25 @@ def said_of(block: Any, token: torch.Tensor) -> torch.Tensor:
     return said
 
 
-def _block(block: Any, x: torch.Tensor, said: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+def _block(affine: Affine, block: Any, x: torch.Tensor, said: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
     """The host's transformer block on [n, tokens, C], written over x; `said` is its cross-attention."""
     # A gradient needs what would be written over.
     add = torch.add if torch.is_grad_enabled() else torch.Tensor.add_
     if block.ff_in:
-        x = add(x, block.ff_in(block.norm_in(x)))
+        x = add(x, _feed_forward(affine, block.ff_in, block.norm_in(x)))
     x = add(x, block.attn1(block.norm1(x), transformer_options=options))
     x = add(x, said)
-    return add(x, block.ff(block.norm3(x)))
+    return add(x, _feed_forward(affine, block.ff, block.norm3(x)))
+
+
+def _feed_forward(affine: Affine, ff: Any, x: torch.Tensor) -> torch.Tensor:
+    """The host's gated feed-forward layer, values and gates each in one piece: side by side they are read slowly."""
+    gated, _, last = ff.net
+    project = gated.proj
+    led = "forward" in vars(project) or project._forward_hooks or project._forward_pre_hooks
+    if torch.is_grad_enabled() or led or project.weight.device != x.device:
+        out: torch.Tensor = ff(x)
+        return out
+    values, gates = (F.linear(x, *half) for half in zip(*(t.chunk(2) for t in affine(project, x)), strict=True))
+    projected: torch.Tensor = last(fused.gated(values, gates))
+    return projected

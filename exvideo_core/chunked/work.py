@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -39,6 +39,7 @@ class Work:
         pin: in memory that is page-locked, which the device copies from while it works on.
         check: called before each chunk; raises to end the pass there.
         compile: makes a chunk's arithmetic faster, where nobody looks at the host's options; None leaves it as it is.
+        layout: of the maps in memory; channels last is what matrix units convolve at full rate.
         pending: inputs of the next ResNet block, kept apart instead of concatenated along their channels.
     """
 
@@ -48,7 +49,12 @@ class Work:
     pin: bool = False
     check: Callable[[], None] = lambda: None
     compile: Callable[[Arithmetic], Arithmetic] | None = None
+    layout: torch.memory_format = torch.contiguous_format
     pending: list[Source] = field(default_factory=list)
+
+    def empty(self, like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """Room for maps of this shape, in the layout of all."""
+        return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=self.layout)
 
     def compiled(self, arithmetic: Arithmetic) -> Arithmetic:
         """The same, as fast as is wanted."""
@@ -74,6 +80,8 @@ class Parked:
 
     def __init__(self, x: torch.Tensor, pin: bool = False):
         self._device, self._shape = x.device, x.shape
+        by_channels = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        self._layout = torch.channels_last if by_channels else torch.contiguous_format
         self._frames = frames_in_a_block(x)
         self._blocks = [_in_main_memory(block, pin) for block in torch.split(x, self._frames)]
 
@@ -83,7 +91,8 @@ class Parked:
 
     def __getitem__(self, some: slice) -> torch.Tensor:
         start, stop, _ = some.indices(self._shape[0])
-        out = torch.empty((stop - start, *self._shape[1:]), dtype=self._blocks[0].dtype, device=self._device)
+        shape, dtype = (stop - start, *self._shape[1:]), self._blocks[0].dtype
+        out = torch.empty(shape, dtype=dtype, device=self._device, memory_format=self._layout)
         for number in range(start // self._frames, -(-stop // self._frames)):
             first = number * self._frames
             block = self._blocks[number][max(start - first, 0) : stop - first]
@@ -97,11 +106,12 @@ def frames_in_a_block(x: torch.Tensor) -> int:
 
 
 def _in_main_memory(x: torch.Tensor, pin: bool) -> torch.Tensor:
-    kept = torch.empty(x.shape, dtype=x.dtype, device="cpu")
+    # In the layout of x, which otherwise would be laid out anew on the device first.
+    kept = torch.empty_like(x, device="cpu")
     if pin:
         # Where no more can be locked, the device waits for its copies.
         with suppress(RuntimeError):
-            kept = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True)
+            kept = torch.empty_like(x, device="cpu", pin_memory=True)
     # A copy that is not waited for runs in the order of the other work, so x may be written over at once.
     return kept.copy_(x, non_blocking=kept.is_pinned())
 
@@ -124,6 +134,15 @@ class Upsampled:
 
     def __getitem__(self, some: slice) -> torch.Tensor:
         return self._upsample(self._x[some])
+
+
+def channels_are_last(x: torch.Tensor) -> bool:
+    """Whether the channels of one position of maps [n, C, H, W] lie together in memory, in half precision.
+
+    Such maps go the way that is fastest for them; not where gradients are wanted, for they are written over.
+    """
+    together = x.stride(1) == 1 and not x.is_contiguous()
+    return together and x.element_size() == 2 and not torch.is_grad_enabled()
 
 
 def stand_in(like: torch.Tensor, shape: torch.Size) -> torch.Tensor:

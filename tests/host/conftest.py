@@ -61,6 +61,28 @@ def loaded(models, predict):
     assert not any(getattr(module, "weight_function", None) for module in model.model.modules())
 
 
+@pytest.fixture
+def load(models, monkeypatch):
+    """The tiny model, its weights stored and its arithmetic done as told."""
+
+    import comfy.model_management
+    from exvideo_pack.exvideo_core import host
+    from exvideo_pack.exvideo_core.tiny import CHECKPOINT
+
+    def call(stored, computed):
+        # The host's choice for this machine would be float32 throughout.
+        with monkeypatch.context() as patch:
+            patch.setattr(comfy.model_management, "unet_dtype", lambda *args, **kwargs: stored)
+            cast = None if stored == computed else computed
+            patch.setattr(comfy.model_management, "unet_manual_cast", lambda *args, **kwargs: cast)
+            model = host.load_svd(models / CHECKPOINT)[0]
+        assert model.model.get_dtype() == stored
+        assert (model.model.manual_cast_dtype or stored) == computed
+        return model
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def extension(models):
     from exvideo_pack.exvideo_core.extension import read_extension

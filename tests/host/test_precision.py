@@ -15,24 +15,6 @@ from exvideo_pack.exvideo_core.tiny import CHECKPOINT, LAYOUT
 FLOAT8 = torch.float8_e4m3fn
 
 
-@pytest.fixture
-def load(models, extension, monkeypatch):
-    """The extended tiny model, its weights stored and its arithmetic done as told."""
-
-    def call(stored, computed):
-        # The host's choice for this machine would be float32 throughout.
-        with monkeypatch.context() as patch:
-            patch.setattr(comfy.model_management, "unet_dtype", lambda *args, **kwargs: stored)
-            cast = None if stored == computed else computed
-            patch.setattr(comfy.model_management, "unet_manual_cast", lambda *args, **kwargs: cast)
-            model = host.load_svd(models / CHECKPOINT)[0]
-        assert model.model.get_dtype() == stored
-        assert (model.model.manual_cast_dtype or stored) == computed
-        return model
-
-    return call
-
-
 @pytest.mark.parametrize(
     ("stored", "computed", "bound"),
     [

@@ -1,0 +1,128 @@
+"""The way that passes in half precision go on NVIDIA's GPUs, where the channels of maps lie together.
+
+Run on the CPU, whose convolutions know that layout, too; only the fused kernels need a GPU.
+"""
+
+import importlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exvideo_pack.exvideo_core import chunked, host, unet
+from exvideo_pack.exvideo_core.chunked import Parked, Work
+
+norms, res_block, transformer = (
+    importlib.import_module(f"exvideo_pack.exvideo_core.chunked.{name}")
+    for name in ("norms", "res_block", "transformer")
+)
+
+
+def affine(module, x):
+    return module.weight.to(x), module.bias.to(x)
+
+
+@pytest.fixture
+def by_channels(monkeypatch):
+    """As on a GPU; says for how many chunks of maps it was so."""
+    seen = []
+    monkeypatch.setattr(unet, "layout_for", lambda x: torch.channels_last)
+    ask = norms.channels_are_last
+    for place in (norms, res_block):
+        monkeypatch.setattr(place, "channels_are_last", lambda x: seen.append(ask(x)) or seen[-1])
+    return seen
+
+
+@pytest.mark.parametrize(("budget", "park"), [(None, False), (1, False), (2**20, True)])
+@pytest.mark.parametrize("frames", [1, 26, 40])
+def test_a_pass_is_as_near_to_float32_by_channels(
+    load, extension, predict, by_channels, monkeypatch, frames, budget, park
+):
+    monkeypatch.setattr(host.memory.Memory, "__call__", lambda self, x: host.memory.work(budget, park))
+    exact, half = (host.apply_extension(load(dtype, dtype), extension) for dtype in (torch.float32, torch.float16))
+    right = predict(exact, frames)
+    by_channels.clear()
+    ours = (predict(half, frames) - right).norm() / right.norm()
+    assert sum(by_channels) > 100
+    monkeypatch.setattr(unet, "layout_for", lambda x: torch.contiguous_format)
+    theirs = (predict(half, frames) - right).norm() / right.norm()
+    print(f"\n{frames} frames in {budget} bytes: {ours:.2e} by channels, {theirs:.2e} by maps")
+    assert ours < min(1.2 * theirs, 5e-3)
+
+
+@pytest.fixture
+def maps():
+    """Half-precision maps by channels: of order 1, far from 0, or all alike, which a trained model has, too."""
+    x = torch.randn(5, 64, 6, 4, generator=torch.Generator().manual_seed(0))
+    x[:, 8:16] += 50
+    x[:, 16:20] = 6000
+    return x.half().to(memory_format=torch.channels_last)
+
+
+@pytest.fixture
+def norm():
+    norm = torch.nn.GroupNorm(32, 64)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(64, generator=generator) + 0.5)
+        norm.bias.copy_(torch.randn(64, generator=generator))
+    return norm
+
+
+@pytest.mark.parametrize("silu", [False, True])
+def test_maps_are_normalised_each_by_itself(maps, norm, silu):
+    right = norm.double()(maps.double())
+    ours = norms.normalised(affine, norm.float(), maps, silu)
+    assert ours.stride() == maps.stride()
+    _close(ours, F.silu(right) if silu else right)
+
+
+def test_maps_are_normalised_over_a_whole_clip(maps, norm):
+    right = F.silu(norm.double()(maps.double().transpose(0, 1)[None])[0].transpose(0, 1))
+    for budget in (None, 1):
+        steps = (*norms.clip_moments(Work(budget), maps, 32), norm.weight.float(), norm.bias.float(), norm.eps)
+        for rows in (slice(None), slice(2, 5)):
+            _close(norms.activated(maps[:, :, rows], *steps), right[:, :, rows])
+
+
+def _close(ours, right):
+    assert ours.dtype == torch.float16
+    assert ours.isfinite().all()
+    # Of numbers far from zero, half precision keeps little, and what is alike comes out as the bias.
+    assert (ours - right).abs().max() < 0.02
+    assert (ours - right)[:, :8].abs().max() < 4e-3
+
+
+def test_maps_are_parked_in_their_layout(maps):
+    kept = Parked(maps)
+    assert torch.equal(kept[1:4], maps[1:4])
+    assert kept[1:4].stride() == maps[1:4].stride()
+
+
+def test_values_and_gates_are_the_host_s_feed_forward(loaded):
+    """Unless somebody has put something onto its projection, or its weights lie elsewhere: then it is the host's."""
+    block = loaded[0].model.diffusion_model.middle_block[1].time_stack[0]
+    x = torch.randn(3, 5, 128, generator=torch.Generator().manual_seed(0))
+    asked = []
+    ours = transformer._feed_forward(lambda module, x: asked.append(module) or affine(module, x), block.ff, x)
+    torch.testing.assert_close(ours, block.ff(x))
+    assert asked == [block.ff.net[0].proj]
+    seen = []
+    hook = block.ff.net[0].proj.register_forward_hook(lambda *args: seen.append(args))
+    try:
+        assert torch.equal(transformer._feed_forward(affine, block.ff, x), block.ff(x))
+    finally:
+        hook.remove()
+    assert len(seen) == 2
+
+
+def test_rows_are_swapped_by_whole_words(monkeypatch):
+    x = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)).half()
+    assert torch.equal(transformer._swapped(x), x.transpose(0, 1))
+    assert transformer._swapped(x).is_contiguous()
+
+
+def test_only_half_precision_on_nvidia_s_gpus_goes_by_channels():
+    on_cpu = torch.zeros(1, 4, 2, 2)
+    assert unet.layout_for(on_cpu) == unet.layout_for(on_cpu.half()) == torch.contiguous_format
+    assert not norms.channels_are_last(on_cpu.to(memory_format=torch.channels_last))
+    assert chunked.Work().layout == torch.contiguous_format
