@@ -80,7 +80,7 @@ def plan_pass(memory: str, one_map: int, free: int, can_park: bool = True, on_cp
     held, parked = (round(maps * one_map) for maps in (HELD_MAPS, PARKED_MAPS))
     usable = _usable(free)
     if on_cpu:
-        return Pass(CPU_BUDGET if memory == "auto" else least, False, (held + least) * 10 // 9)
+        return Pass(CPU_BUDGET if memory in ("auto", "low") else least, False, (held + least) * 10 // 9)
     # Parking costs the time to copy; so it is for those who ask for it, and for what would not fit otherwise.
     park = can_park and (memory == "low" or (memory != "fast" and held + least > usable))
     if park:

@@ -154,11 +154,22 @@ def _block(affine: Affine, block: Any, x: torch.Tensor, said: torch.Tensor, opti
 def _feed_forward(affine: Affine, ff: Any, x: torch.Tensor) -> torch.Tensor:
     """The host's gated feed-forward layer, values and gates each in one piece: side by side they are read slowly."""
     gated, _, last = ff.net
-    project = gated.proj
-    led = "forward" in vars(project) or project._forward_hooks or project._forward_pre_hooks
-    if torch.is_grad_enabled() or led or project.weight.device != x.device:
+    if torch.is_grad_enabled() or not _is_plain(gated.proj, x):
         out: torch.Tensor = ff(x)
         return out
-    values, gates = (F.linear(x, *half) for half in zip(*(t.chunk(2) for t in affine(project, x)), strict=True))
+    weights = (tensor.chunk(2) for tensor in affine(gated.proj, x))
+    values, gates = (F.linear(x, *half) for half in zip(*weights, strict=True))
     projected: torch.Tensor = last(fused.gated(values, gates))
     return projected
+
+
+def _is_plain(layer: Any, x: torch.Tensor) -> bool:
+    """Whether a layer is no more than a product with weights in 16 bits or more that are at hand where x is.
+
+    Others may have led it elsewhere; quantized weights have products of their own; and weights that wait in main
+    memory the host fetches while it computes. Those that newer hosts stream are at hand (`_v` is their mark).
+    """
+    led = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
+    weight = layer.weight
+    whole = type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.element_size() > 1
+    return whole and not led and (weight.device == x.device or hasattr(layer, "_v"))

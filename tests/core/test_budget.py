@@ -68,8 +68,9 @@ def test_a_big_card_takes_big_chunks():
 
 def test_settings_of_memory():
     one_map = map_bytes(64, 64)
-    assert plan_pass("low", one_map, 80 * GIB)[:2] == (64 * MIB, True)
-    assert plan_pass("low", one_map, 80 * GIB, can_park=False)[:2] == (64 * MIB, False)
+    assert plan_pass("low", one_map, 80 * GIB)[:2] == (256 * MIB, True)
+    assert plan_pass("low", one_map, 80 * GIB, can_park=False)[:2] == (256 * MIB, False)
+    assert plan_pass("low", one_map, 80 * GIB, on_cpu=True)[:2] == (64 * MIB, False)
     assert plan_pass("balanced", one_map, 80 * GIB)[:2] == (512 * MIB, False)
     assert plan_pass("balanced", one_map, GIB)[:2] == (512 * MIB, True)
     assert plan_pass("fast", one_map, GIB)[:2] == (2048 * MIB, False)

@@ -99,7 +99,7 @@ def test_maps_are_parked_in_their_layout(maps):
 
 
 def test_values_and_gates_are_the_host_s_feed_forward(loaded):
-    """Unless somebody has put something onto its projection, or its weights lie elsewhere: then it is the host's."""
+    """Unless somebody has put something onto its projection, or its weights are quantized: then it is the host's."""
     block = loaded[0].model.diffusion_model.middle_block[1].time_stack[0]
     x = torch.randn(3, 5, 128, generator=torch.Generator().manual_seed(0))
     asked = []
@@ -113,6 +113,8 @@ def test_values_and_gates_are_the_host_s_feed_forward(loaded):
     finally:
         hook.remove()
     assert len(seen) == 2
+    assert not transformer._is_plain(torch.nn.Linear(2, 2).to(torch.float8_e4m3fn), x)
+    assert not transformer._is_plain(torch.nn.Linear(2, 2, device="meta"), x)
 
 
 def test_rows_are_swapped_by_whole_words(monkeypatch):
