@@ -1,4 +1,4 @@
-"""What only a GPU shows, beside the times of `benchmarks.measured --cuda`, in one run of about a minute.
+"""What only a GPU shows, beside the times of `benchmarks.measured --cuda`, in one run.
 
     python -m benchmarks.card
 
@@ -14,22 +14,21 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.measured import GIB, Machine
 from benchmarks.networks import OURS, Networks
 from dev.inside import become_host, core
+from dev.tiny.data import HELD_OUT
 from dev.tiny.scenes import scene
 from dev.tiny.ways import Studio
 
 WEIGHTS = 3.47
 """GiB of SVD's UNet with an extension, and of the decoder."""
-FRAMES, SIZE, TOKEN = 128, (64, 64), 1024
-SCENE = 1_000_011
+FRAMES, SIZE = 128, (64, 64)
 HOST_OPTIONS = ("--use-pytorch-cross-attention",)
 
 
@@ -107,7 +106,7 @@ def post_tuning(machine: Machine, networks: Networks, steps: int) -> None:
     model, extension = networks.base, networks.extension
     generator = torch.Generator().manual_seed(0)
     shape = core("types").LatentShape(FRAMES, 4, *SIZE)
-    clip = cache.Clip(torch.randn(shape, generator=generator), torch.randn(1, 1, TOKEN, generator=generator), 127)
+    clip = cache.Clip(torch.randn(shape, generator=generator), torch.randn(1, 1, 1024, generator=generator), 127)
     one = type("OneClip", (list,), {"identity": "noise"})([clip])
     working = budget.training_budget("auto", *learning.training_memory(model, shape))
     wanted = recipe.Recipe(steps=steps, learning_rate=1e-4, average_every=10**6)
@@ -124,7 +123,7 @@ def post_tuning(machine: Machine, networks: Networks, steps: int) -> None:
 
         before, seconds, peaks = losses(), [], []
         for step in range(steps):
-            spent, _ = machine.measure(_step(run, step))
+            spent, _ = machine.measure(partial(run._step, step))
             print(f"step {step + 1}: {spent:.2f} s", flush=True)
             seconds.append(spent)
             peaks.append(torch.cuda.max_memory_allocated() - beside)
@@ -135,10 +134,6 @@ def post_tuning(machine: Machine, networks: Networks, steps: int) -> None:
     print(f"- loss at four noise levels: {_listed(before)} before, {_listed(after)} after", flush=True)
 
 
-def _step(run: Any, step: int) -> Callable[[], Any]:
-    return lambda: run._step(step)
-
-
 def _listed(losses: list[float]) -> str:
     return ", ".join(f"{loss:.4f}" for loss in losses)
 
@@ -146,7 +141,7 @@ def _listed(losses: list[float]) -> str:
 def _video(*arguments: str) -> torch.Tensor:
     become_host(*arguments)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        return Studio(Path(folder)).extended(scene(SCENE), 64).float().cpu()
+        return Studio(Path(folder)).extended(scene(HELD_OUT + 11), 64).float().cpu()
 
 
 if __name__ == "__main__":

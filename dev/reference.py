@@ -93,8 +93,9 @@ def vae_encoder(checkpoint: Weights) -> Any:
         network = file.SVDVAEEncoder()
     renamed = {_ENCODER + key.removeprefix(VAE_PREFIX): tensor for key, tensor in _part(checkpoint, VAE_PREFIX).items()}
     # SVD's file folds this convolution into the one before it.
-    renamed[_ENCODER + "quant_conv.weight"] = torch.eye(8).view(8, 8, 1, 1)
-    renamed[_ENCODER + "quant_conv.bias"] = torch.zeros(8)
+    like = next(iter(renamed.values()))
+    renamed[_ENCODER + "quant_conv.weight"] = torch.eye(8).view(8, 8, 1, 1).to(like)
+    renamed[_ENCODER + "quant_conv.bias"] = torch.zeros(8).to(like)
     _fill(network, file.SVDVAEEncoderStateDictConverter().from_civitai(renamed))
     network.scaling_factor = 0.18215
     return network

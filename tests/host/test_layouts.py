@@ -118,10 +118,13 @@ def test_values_and_gates_are_the_host_s_feed_forward(loaded):
     assert not transformer._is_plain(torch.nn.Linear(2, 2, device="meta"), x)
 
 
-def test_rows_are_swapped_by_whole_words(monkeypatch):
-    x = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)).half()
-    assert torch.equal(transformer._swapped(x), x.transpose(0, 1))
-    assert transformer._swapped(x).is_contiguous()
+@pytest.mark.parametrize("copy", [lambda x: transformer._copied_by_words(x.transpose(0, 1)), transformer._swapped])
+def test_rows_are_swapped(copy):
+    """By words too where they are some of more rows, as chunks are."""
+    x = torch.randn(3, 9, 8, generator=torch.Generator().manual_seed(0)).half()[:, 2:6]
+    swapped = copy(x)
+    assert swapped.is_contiguous()
+    assert torch.equal(swapped, x.transpose(0, 1))
 
 
 def test_only_half_precision_on_nvidia_s_gpus_goes_by_channels():
