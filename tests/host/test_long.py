@@ -5,7 +5,6 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_easycache import EasyCacheNode
 from exvideo_pack.exvideo_core import host
-from exvideo_pack.exvideo_core.budget import plan_pass
 from exvideo_pack.exvideo_core.types import ExVideoError
 
 SIZE = {"width": 64, "height": 64}
@@ -308,21 +307,6 @@ def test_windows_work_on_any_length(long, loop):
         samples = long(total_frames=total, mode="windows", loop=loop, **RAW)
         assert samples.shape == (total, 4, 8, 8)
         assert samples.isfinite().all()
-
-
-def test_the_host_is_told_of_a_window_and_not_of_the_whole_clip(loaded, extension):
-    model = host.apply_extension(loaded[0], extension)
-    windowed = host.with_drifting_windows(model, torch.tensor([1.0, 0.0]), 16, 4, False, 128)
-    told = []
-    for which, frames in ((windowed, 4096), (model, 16), (model, 4096)):
-        *_, prepare = which.get_wrappers(WrappersMP.PREPARE_SAMPLING, "exvideo")
-        prepare(lambda _model, shape: told.append(shape[0]), which, [frames, 4, 64, 64])
-    assert told[1] < told[0] < told[2]
-    # Beside a window's pass, the noised latents and predictions of the whole clip.
-    one = model.model.memory_required([1, 4, 64, 64])
-    window = plan_pass("auto", 32 * 16 * 64 * 64 * 4, 0, on_cpu=True).needed
-    needed = window + 7 * 4 * 4096 * 4 * 64 * 64
-    assert needed <= told[0] * one < needed + one
 
 
 @pytest.mark.parametrize("total", [12, 5])

@@ -192,6 +192,20 @@ def test_the_host_asks_for_what_a_pass_takes(extended, loaded, predict, monkeypa
     assert wanted < 2 * least + 1
 
 
+def test_the_host_is_told_of_a_window_and_not_of_the_whole_clip(extended):
+    windowed = host.with_drifting_windows(extended, torch.tensor([1.0, 0.0]), 16, 4, False, 128)
+    told = []
+    for which, frames in ((windowed, 4096), (extended, 16), (extended, 4096)):
+        *_, prepare = which.get_wrappers(WrappersMP.PREPARE_SAMPLING, "exvideo")
+        prepare(lambda _model, shape: told.append(shape[0]), which, [frames, 4, 64, 64])
+    assert told[1] < told[0] < told[2]
+    # Beside a window's pass, the noised latents and predictions of the whole clip.
+    one = extended.model.memory_required([1, 4, 64, 64])
+    window = budget.plan_pass("auto", 32 * 16 * 64 * 64 * 4, 0, on_cpu=True).needed
+    needed = window + 7 * 4 * 4096 * 4 * 64 * 64
+    assert needed <= told[0] * one < needed + one
+
+
 def test_an_interrupt_ends_a_pass_in_the_middle(extended, predict):
     """By the host's own flag, set while the first block is at work: the second is not reached."""
     seen = []
