@@ -3,7 +3,8 @@
     python -m benchmarks.interpolated
 
 Every second frame of videos of known motion is removed and restored by: a blend, ffmpeg's minterpolate (motion
-compensated, both directions), plain warping by OpenCV's DIS flow, and ExVideo Interpolate with either of its flows.
+compensated, both directions), plain warping by OpenCV's DIS flow, and ExVideo Interpolate with either of its flows, and
+with that of a library, scikit-image, by the method of its own.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import torch
-from kornia.geometry.transform import remap
 from kornia.metrics import ssim
+from skimage.registration import optical_flow_ilk
 
 from benchmarks.motion import CASES, SIDE, video
-from exvideo_core.flow import Flow, opencv_flow, scikit_image_flow
+from exvideo_core.flow import Flow, even_grey, lucas_kanade_flow, opencv_flow, warp
 from exvideo_core.interpolate import FlowBetween
 
 FRAMES = 9
@@ -92,16 +93,18 @@ def minterpolate(kept: torch.Tensor) -> torch.Tensor:
 def plain_warping(kept: torch.Tensor) -> torch.Tensor:
     """Half way along OpenCV's DIS flow from each side, and the mean of both: the floor."""
 
-    def warped(frame: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-        down, right = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
-        x, y = right + by[0], down + by[1]
-        return remap(frame[None], x[None], y[None], padding_mode="border", align_corners=True)[0]
-
     def between(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        return (warped(first, opencv_flow(second, first) / 2) + warped(second, opencv_flow(first, second) / 2)) / 2
+        return (warp(first, opencv_flow(second, first) / 2) + warp(second, opencv_flow(first, second) / 2)) / 2
 
     frames = kept.movedim(-1, 1)
     return torch.stack([between(*pair) for pair in itertools.pairwise(frames)]).movedim(1, -1)
+
+
+def scikit_image_flow(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Lucas-Kanade, too, on the frames that ours sees."""
+    before, after = (even_grey(frame).numpy() for frame in (first, second))
+    down, right = optical_flow_ilk(before, after, radius=7, num_warp=6, gaussian=True)
+    return torch.stack([torch.from_numpy(right), torch.from_numpy(down)]).float()
 
 
 def by(flow: Flow) -> Restore:
@@ -124,7 +127,8 @@ METHODS: dict[str, Restore] = {
     "minterpolate": minterpolate,
     "plain warping, DIS": plain_warping,
     "ours, OpenCV": by(opencv_flow),
-    "ours, scikit-image": by(scikit_image_flow),
+    "ours, without OpenCV": by(lucas_kanade_flow),
+    "ours, scikit-image's flow": by(scikit_image_flow),
 }
 
 if __name__ == "__main__":

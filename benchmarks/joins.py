@@ -22,7 +22,7 @@ from dev.tiny.quality import quality
 from dev.tiny.reproduce import MODELS
 from dev.tiny.scenes import Scene, render, scene
 from dev.tiny.ways import Studio
-from exvideo_core.flow import Flow, library_flow
+from exvideo_core.flow import Flow, default_flow
 from exvideo_core.plan import chain_segments
 
 OVERLAPS = (1, 8, 16, 32)
@@ -65,7 +65,7 @@ def main() -> None:
     cells = ["way", *(f"{what}, {part}" for what in ("PSNR", "place") for part in parts)]
     cells += ["growth", "until lost", "colour", "difference", "motion", "brightness"]
     print("| " + " | ".join(cells) + " |\n|" + "---|" * len(cells), flush=True)
-    flow = library_flow()
+    flow = default_flow()
     for name, way in ways.items():
         if not any(part in name for part in arguments.ways):
             continue

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import torch
 from kornia.filters import box_blur
-from kornia.geometry.transform import remap
 
-from .flow import SMALLEST, Flow, library_flow
+from .flow import SMALLEST, Flow, default_flow, warp
 from .types import ExVideoError
 
 Between = Callable[[torch.Tensor, torch.Tensor, Sequence[float]], Iterator[torch.Tensor]]
@@ -43,7 +42,7 @@ def interpolate(
         frames: [H, W, 3] each, T of them, one at a time.
         multiplier: 1 … `MAX_MULTIPLIER`.
         between: what lies between two frames.
-        flow: to tell a new scene from a fast motion; the library's by default.
+        flow: to tell a new scene from a fast motion; the faster one there is by default.
         loop: whether the first frame follows on the last, so that something lies between these two as well.
 
     Yields:
@@ -56,7 +55,7 @@ def interpolate(
     times = [step / multiplier for step in range(1, multiplier)]
 
     def middle(before: torch.Tensor, after: torch.Tensor) -> Iterator[torch.Tensor]:
-        if times and is_cut(before, after, flow or library_flow()):
+        if times and is_cut(before, after, flow or default_flow()):
             yield from (before if time < 0.5 else after for time in times)
         elif times:
             yield from between(before, after, times)
@@ -93,7 +92,7 @@ def is_cut(first: torch.Tensor, second: torch.Tensor, flow: Flow) -> bool:
     if _variation(before - after) <= allowed:
         return False
     ways = ((before, after), (after, before))
-    return all(_variation(one - _warp(other, _flow(one, other, flow))) > allowed for one, other in ways)
+    return all(_variation(one - warp(other, _flow(one, other, flow))) > allowed for one, other in ways)
 
 
 class FlowBetween:
@@ -109,7 +108,7 @@ class FlowBetween:
     """
 
     def __init__(self, device: torch.device | str = "cpu", flow: Flow | None = None):
-        self._device, self._flow = torch.device(device), flow or library_flow()
+        self._device, self._flow = torch.device(device), flow or default_flow()
 
     def __call__(self, first: torch.Tensor, second: torch.Tensor, times: Sequence[float]) -> Iterator[torch.Tensor]:
         """Frames [H, W, 3] where `first` is, in its type."""
@@ -140,14 +139,14 @@ class _Pair(NamedTuple):
         scores, colours = [], []
         for motion in self._motions(time):
             to_first, to_second = -time * motion, (1 - time) * motion
-            early, late = _warp(self.first, to_first, "bicubic"), _warp(self.second, to_second, "bicubic")
-            strange_early = _other(_warp(self.forward, to_first), motion)
-            strange_late = _other(_warp(self.backward, to_second), -motion)
+            early, late = warp(self.first, to_first, "bicubic"), warp(self.second, to_second, "bicubic")
+            strange_early = _other(warp(self.forward, to_first), motion)
+            strange_late = _other(warp(self.backward, to_second), -motion)
             apart = _blur((early - late).abs().mean(0, keepdim=True), 5)
             scores += [
                 apart + (strange_early + strange_late) / 2,
-                _ALONE + strange_early + 0.1 * _warp(self.seen_later, to_first),
-                _ALONE + strange_late + 0.1 * _warp(self.seen_before, to_second),
+                _ALONE + strange_early + 0.1 * warp(self.seen_later, to_first),
+                _ALONE + strange_late + 0.1 * warp(self.seen_before, to_second),
             ]
             colours += [torch.lerp(early, late, time), early, late]
         shares = torch.softmax(-_SHARPNESS * torch.stack(scores), 0)
@@ -158,8 +157,8 @@ class _Pair(NamedTuple):
         of the place they come from, or go to."""
         coming, going = self.forward, -self.backward
         for _ in range(2):
-            coming = _warp(self.forward, -time * coming)
-            going = -_warp(self.backward, (1 - time) * going)
+            coming = warp(self.forward, -time * coming)
+            going = -warp(self.backward, (1 - time) * going)
         return [self.forward, -self.backward, coming, going]
 
 
@@ -175,7 +174,7 @@ def _variation(picture: torch.Tensor) -> float:
 
 def _seen(there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
     """How well the way there and back leads to where it began: pixels that are covered there have none."""
-    back = _warp(back, there)
+    back = warp(back, there)
     allowed = 0.01 * (there.square().sum(0) + back.square().sum(0)) + 0.5
     return torch.exp(-(there + back).square().sum(0) / allowed)[None]
 
@@ -187,11 +186,3 @@ def _other(flow: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
 
 def _blur(values: torch.Tensor, side: int) -> torch.Tensor:
     return box_blur(values[None], side, border_type="replicate")[0]
-
-
-def _warp(picture: torch.Tensor, by: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
-    """What a picture [C, H, W] shows at each pixel's place moved by [2, H, W] pixels."""
-    height, width = picture.shape[1:]
-    down, right = torch.meshgrid(*(torch.arange(side).to(by) for side in (height, width)), indexing="ij")
-    x, y = right + by[0], down + by[1]
-    return remap(picture[None], x[None], y[None], mode=mode, padding_mode="border", align_corners=True)[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..budget import BUDGETS
 from ..extension import BIAS, KERNEL, LAYERS, TABLE, check_fit, check_layout, extension_shapes, release_names
 from ..files import Shapes, looks_like, open_tensors
-from ..flow import library_flow, opencv_flow
+from ..flow import default_flow, opencv_flow
 from ..formats import FORMATS, encodable_formats, ffmpeg
 from ..svd import UNET_PREFIX, UNetLayout, read_layout
 from ..types import ClipShape, ExVideoError, LatentShape
@@ -131,4 +131,5 @@ def check_memory(device: str, free: int, needed: Callable[[str, LatentShape], in
 
 def check_flow() -> Iterator[Finding]:
     """Whose optical flow interpolates."""
-    yield Finding(f"Frames are interpolated by {'OpenCV' if library_flow() is opencv_flow else 'scikit-image'}'s flow")
+    whose = "OpenCV's" if default_flow() is opencv_flow else "the pack's own"
+    yield Finding(f"Frames are interpolated by {whose} optical flow")

@@ -17,7 +17,6 @@ PACKAGES: Mapping[str, str] = {
     "einops": "einops",
     "kornia": "kornia",
     "imageio-ffmpeg": "imageio_ffmpeg",
-    "scikit-image": "skimage.registration",
 }
 """What the pack needs, by the name to install it under, and a module of it."""
 

@@ -8,11 +8,11 @@ import torch
 from benchmarks.interpolated import blend, by, measured, plain_warping
 from benchmarks.motion import CASES, pan, video, zoom
 from exvideo_core import flow as flows
-from exvideo_core.flow import library_flow, opencv_flow, scikit_image_flow
+from exvideo_core.flow import default_flow, lucas_kanade_flow, opencv_flow
 from exvideo_core.interpolate import FlowBetween, interpolate, interpolated_length, is_cut
 from exvideo_core.types import ExVideoError
 
-FLOWS = [pytest.param(opencv_flow, id="opencv"), pytest.param(scikit_image_flow, id="scikit-image")]
+FLOWS = [pytest.param(opencv_flow, id="opencv"), pytest.param(lucas_kanade_flow, id="lucas-kanade")]
 SIDE = 96
 
 
@@ -64,10 +64,10 @@ def test_what_lies_between_is_where_it_should_be(flow, motion):
 @pytest.mark.parametrize("case", CASES)
 def test_better_than_a_blend_and_than_plain_warping(case):
     """The figures that `benchmarks.interpolated` prints, for one frame."""
-    methods = {"blend": blend, "plain": plain_warping, "opencv": by(opencv_flow), "scikit-image": by(scikit_image_flow)}
+    methods = {"blend": blend, "plain": plain_warping, "opencv": by(opencv_flow), "own": by(lucas_kanade_flow)}
     figures = measured(case, methods)
     psnr = {name: figure[0] for name, figure in figures.items()}
-    for ours in ("opencv", "scikit-image"):
+    for ours in ("opencv", "own"):
         assert psnr[ours] > psnr["blend"] + 10
         assert psnr[ours] > psnr["plain"] + ("occlusion" in case)
 
@@ -114,10 +114,11 @@ def test_cuts_are_told_in_the_dark(flow):
     assert not is_cut(noisy.clamp(0, 1), again.clamp(0, 1), flow)
 
 
+@pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("step", [1, 8])
-def test_fast_motion_is_no_cut(case, step):
-    assert not is_cut(CASES[case](0.0), CASES[case](float(step)), opencv_flow)
+def test_fast_motion_is_no_cut(case, step, flow):
+    assert not is_cut(CASES[case](0.0), CASES[case](float(step)), flow)
 
 
 def test_one_frame_and_none():
@@ -150,17 +151,17 @@ def test_multipliers_out_of_range_are_refused(multiplier):
         list(interpolate([picture()], multiplier, FlowBetween()))
 
 
-def test_without_opencv_the_other_library_is_taken(monkeypatch):
-    assert library_flow() is opencv_flow
+def test_without_opencv_the_other_flow_is_taken(monkeypatch):
+    assert default_flow() is opencv_flow
     monkeypatch.setattr(flows, "_opencv", lambda: None)
-    assert library_flow() is scikit_image_flow
+    assert default_flow() is lucas_kanade_flow
 
 
 def test_a_loop_has_something_between_its_ends():
     frames = [picture(right=2.0 * i) for i in range(3)]
-    between = FlowBetween(flow=scikit_image_flow)
-    line = list(interpolate(frames, 2, between, scikit_image_flow))
-    loop = list(interpolate(frames, 2, between, scikit_image_flow, loop=True))
+    between = FlowBetween(flow=lucas_kanade_flow)
+    line = list(interpolate(frames, 2, between, lucas_kanade_flow))
+    loop = list(interpolate(frames, 2, between, lucas_kanade_flow, loop=True))
     assert len(line) == interpolated_length(3, 2) == 5
     assert len(loop) == interpolated_length(3, 2, loop=True) == 6
     assert all(torch.equal(one, other) for one, other in zip(line, loop, strict=False))

@@ -115,11 +115,13 @@ def test_an_old_host_is_told_so_in_one_sentence(tmp_path):
     "installed",
     [
         "torch 2.9.1, numpy 2.3.4, pillow 12.0.0, scipy 1.16.3, kornia 0.8.2, einops 0.8.1, safetensors 0.6.2",
+        "torch 2.2.0, numpy 1.23.5, pillow 9.5.0, scipy 1.9.3, kornia 0.7.1, einops 0.6.0, safetensors 0.4.2",
         "torch 2.3.0, numpy 1.26.4, pillow 10.1.0, scipy 1.11.4, kornia 0.7.1, einops 0.6.0, safetensors 0.4.2",
     ],
 )
 def test_the_requirements_change_no_installed_version(tmp_path, installed):
-    """What pip would do, on hosts of different age. It decides by what is noted of packages, so notes are enough."""
+    """What pip would do, on hosts of different age, with what ComfyUI's own requirements bring. It decides by what is
+    noted of packages, so notes are enough."""
     venv.create(tmp_path)
     (site,) = (path for path in tmp_path.rglob("site-packages") if not path.is_symlink())
     versions = dict(words.split() for words in installed.split(", "))
@@ -132,7 +134,7 @@ def test_the_requirements_change_no_installed_version(tmp_path, installed):
     done = subprocess.run([*PIP, *dry_run], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     new = {item["metadata"]["name"].lower() for item in json.loads(done.stdout)["install"]}
-    assert {"imageio-ffmpeg", "scikit-image"} <= new
+    assert "imageio-ffmpeg" in new
     assert not new & set(versions)
 
 
