@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 
 from .norms import activated, clip_moments, normalised, precise
@@ -112,5 +113,21 @@ def temporal_chunk(
     conv: Any, x: torch.Tensor, norm: Any, kernel: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """Some rows of all maps of a clip: norm, SiLU and convolution over time."""
-    volume = rearrange(activated(x, *norm), "t c h w -> 1 c t h w")
+    x = activated(x, *norm)
+    if x.is_cpu and not torch.is_grad_enabled():
+        return _by_products(x, kernel, bias)
+    volume = rearrange(x, "t c h w -> 1 c t h w")
     return rearrange(conv._conv_forward(volume, kernel, bias), "1 c t h w -> t c h w")
+
+
+def _by_products(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The convolution over three frames as a product for each, which a processor does at twice the rate."""
+    height = x.shape[2]
+    before, here, after = kernel[..., 0, 0].unbind(2)
+    tokens = rearrange(x, "t c h w -> (t h w) c")
+    frame = len(tokens) // len(x)
+    out = F.linear(tokens, here, bias)
+    if len(x) > 1:
+        out[frame:].addmm_(tokens[:-frame], before.T)
+        out[:-frame].addmm_(tokens[frame:], after.T)
+    return rearrange(out, "(t h w) c -> t c h w", t=len(x), h=height)

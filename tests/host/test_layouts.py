@@ -1,6 +1,6 @@
-"""The way that passes in half precision go on NVIDIA's GPUs, where the channels of maps lie together.
+"""The ways that passes go where the channels of maps lie together: half precision on NVIDIA's GPUs, float32 on CPUs.
 
-Run on the CPU, whose convolutions know that layout, too; only the fused kernels need a GPU.
+The first is run on the CPU, too, whose convolutions know that layout; only the fused kernels need a GPU.
 """
 
 import importlib
@@ -127,8 +127,20 @@ def test_rows_are_swapped(copy):
     assert torch.equal(swapped, x.transpose(0, 1))
 
 
-def test_only_half_precision_on_nvidia_s_gpus_goes_by_channels():
+@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_over_time_is_three_products(frames, layout):
+    convolution = torch.nn.Conv3d(6, 8, (3, 1, 1), padding=(1, 0, 0)).double()
+    x = torch.randn(frames, 6, 4, 3, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        ours = res_block._by_products(x.contiguous(memory_format=layout), convolution.weight, convolution.bias)
+        torch.testing.assert_close(ours, convolution(x.transpose(0, 1)[None])[0].transpose(0, 1))
+
+
+def test_who_goes_by_channels():
+    """On the CPU float32 does, with the host's own normalisations."""
     on_cpu = torch.zeros(1, 4, 2, 2)
-    assert unet.layout_for(on_cpu) == unet.layout_for(on_cpu.half()) == torch.contiguous_format
+    assert unet.layout_for(on_cpu) == torch.channels_last
+    assert unet.layout_for(on_cpu.half()) == unet.layout_for(on_cpu.double()) == torch.contiguous_format
     assert not norms.channels_are_last(on_cpu.to(memory_format=torch.channels_last))
     assert chunked.Work().layout == torch.contiguous_format
