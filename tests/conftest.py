@@ -18,9 +18,10 @@ collect_ignore = ["host", "install", "server"] if WITHOUT_HOST else []
 
 
 FIRST = (
-    "host/test_trained.py", "server/test_post_tuning_program.py", "host/test_parity.py", "server/test_batch_many.py",
-    "server/test_batch.py", "host/test_seams.py", "host/test_post_tuning.py", "host/test_long.py",
-    "host/test_gradient.py", "host/test_memory.py", "server/test_server.py",
+    "host/test_trained.py", "server/test_post_tuning_program.py", "host/test_parity.py", "host/test_train_tiny.py",
+    "host/test_memory.py", "server/test_batch_many.py", "server/test_batch.py", "host/test_seams.py",
+    "host/test_post_tuning.py", "host/test_long.py", "host/test_gradient.py", "host/test_layouts.py",
+    "host/test_precision.py", "server/test_server.py", "server/test_portable.py", "server/test_demo.py",
 )  # fmt: skip
 """The files that take longest, in that order: begun last, they would keep one process waiting for another."""
 

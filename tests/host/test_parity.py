@@ -216,7 +216,7 @@ def clip(frames):
     [
         ("denoise 1", {}),
         ("denoise 1, guidance 1 to 3", {"min_cfg": 1.0, "max_cfg": 3.0}),
-        ("denoise 0.5 of a video", {"denoise": 0.5, "video": clip(FRAMES)}),
+        pytest.param("denoise 0.5 of a video", {"denoise": 0.5, "video": clip(FRAMES)}, marks=pytest.mark.long),
         ("denoise 0.5, guidance 3 to 1.5", {"denoise": 0.5, "video": clip(FRAMES), "min_cfg": 3.0, "max_cfg": 1.5}),
     ],
 )

@@ -1,4 +1,4 @@
-"""The recipe of the tiny model, from nothing to an extension, at a few steps of each stage."""
+"""The recipe of the tiny model, from nothing to an extension, at a step or two of each stage."""
 
 import pytest
 import torch
@@ -14,11 +14,11 @@ from dev.tiny.scenes import PACE
 
 STAGES = (*trained.STAGES, "extension")
 RECIPE = tiny.Recipe(
-    autoencoder=(2, 1e-3),
+    autoencoder=(1, 1e-3),
     encoder=(2, 1e-3),
     base=(2, 1e-3),
-    rounds=(tiny.Round(PACE, 2), tiny.Round(PACE, 2)),
-    extension=(tiny.Tuning(2, 1e-3, tiny.Round(PACE, 2)), tiny.Tuning(1, 1e-3, tiny.Round(PACE, 2, 2), sigma_min=10.0)),
+    rounds=(tiny.Round(PACE, 1), tiny.Round(PACE, 1)),
+    extension=(tiny.Tuning(2, 1e-3, tiny.Round(PACE, 1)), tiny.Tuning(1, 1e-3, tiny.Round(PACE, 1, 1), sigma_min=10.0)),
     averaged=(0, 1),
 )
 

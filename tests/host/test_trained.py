@@ -46,9 +46,10 @@ def test_the_base_goes_on_as_the_scene_does(studio):
     assert float(quality(studio.base(WHAT, SIDE), WHAT).psnr.mean()) > 27
 
 
-def test_the_extension_goes_on_where_the_base_is_lost(studio, extended):
+@pytest.mark.parametrize("more", [0, pytest.param(2, marks=pytest.mark.long)])
+def test_the_extension_goes_on_where_the_base_is_lost(studio, extended, more):
     """In each scene, and well on the mean of them; over all of the README's, `python -m dev.tiny.reproduce` tells."""
-    whats = [WHAT, *map(scene, range(HELD_OUT, HELD_OUT + 2))]
+    whats = [WHAT, *map(scene, range(HELD_OUT, HELD_OUT + more))]
     videos = [extended, *(studio.extended(what, SIDE) for what in whats[1:])]
     ours = [quality(video, what) for video, what in zip(videos, whats, strict=True)]
     theirs = [quality(studio.base_too_long(what, SIDE), what) for what in whats]
