@@ -23,11 +23,11 @@ SMALLEST = 16
 """Pixels of a side below which nothing is to be found."""
 
 _WINDOW = 15
-"""Pixels of a side of what is taken to move alike, by all that is not yet found of its motion."""
+"""Pixels of a side of the surroundings that are taken to move as the pixel in their middle does."""
 _STEPS = 4
 """At each size of the frames."""
 _STIFFNESS = 1e-3
-"""How much the motion that is found already counts, beside contrasts of about 1: where nothing is seen, it stays."""
+"""How much the motion found so far counts beside what is seen, of a contrast of about 1; with nothing seen it stays."""
 
 
 def default_flow() -> Flow:

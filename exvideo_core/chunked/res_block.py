@@ -121,7 +121,7 @@ def temporal_chunk(
 
 
 def _by_products(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The convolution over three frames as a product for each, which a processor does at twice the rate."""
+    """The convolution over three frames as a product for each: a half to 0.8 of the time on a processor."""
     height = x.shape[2]
     before, here, after = kernel[..., 0, 0].unbind(2)
     tokens = rearrange(x, "t c h w -> (t h w) c")

@@ -202,7 +202,7 @@ def test_parameters_are_those_of_the_release():
 
 def test_the_flow_that_is_used():
     (found,) = check_flow()
-    assert re.search("OpenCV|own", found.what)
+    assert re.search("by (OpenCV's|the pack's own) optical flow", found.what)
 
 
 def test_packages_are_those_of_the_requirements(request):
