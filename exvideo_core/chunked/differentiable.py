@@ -72,13 +72,13 @@ def res_block(work: Work, block: Any, x: torch.Tensor, emb: torch.Tensor, frames
         volumes = (rearrange(maps, "t c h w -> 1 c t h w") for maps in (spatial, spatial + added))
         return rearrange(block.time_mixer(*volumes), "1 c t h w -> t c h w")
 
-    def joined(emb: torch.Tensor, *pieces: Any) -> torch.Tensor:
-        return image_chunk(work.affine, block, torch.cat([piece[:] for piece in pieces], 1), emb)
+    def joined(shift: torch.Tensor, *pieces: Any) -> torch.Tensor:
+        return image_chunk(work.affine, block, torch.cat([piece[:] for piece in pieces], 1), shift)
 
     def whole(emb: torch.Tensor) -> torch.Tensor:
         one = emb.new_empty(()).expand(block.out_channels, *parts[0].shape[2:])
         slices = list(work.over(len(emb), _RES_MAPS, one))
-        pieces = zip(*(_cut(part, slices) for part in (emb, *parts)), strict=True)
+        pieces = zip(*(_cut(part, slices) for part in (block.emb_layers(emb), *parts)), strict=True)
         spatial = torch.cat([_again(work, joined, *of) for of in pieces])
         videos = []
         for clip, shift in zip(torch.split(spatial, frames), torch.split(stack.emb_layers(emb), frames), strict=True):

@@ -23,6 +23,8 @@ def normalised(affine: Affine, norm: Any, x: torch.Tensor, silu: bool = False) -
     if not channels_are_last(x):
         out: torch.Tensor = norm(x)
         return F.silu(out, inplace=not torch.is_grad_enabled()) if silu else out
+    # On a processor, too: there torch's own sums up several maps in other parts than one, so that results depend on
+    # the chunks, and takes up to 15 times as long where channels are few.
     weight, bias = (tensor.to(precise(x)) for tensor in affine(norm, x))
     mean, var = (_of_channels(of_group, x) for of_group in _moments(x, norm.num_groups))
     return fused.normalised(x, *_steps(x, mean, var, weight, bias, norm.eps), silu)
@@ -40,7 +42,8 @@ def activated(x: torch.Tensor, mean: Any, var: Any, weight: Any, bias: Any, eps:
     if torch.is_grad_enabled() or x.device.type == "mps":
         mean, scale, bias = (v[:, None, None] for v in (mean, weight * (var + eps).rsqrt(), bias))
         return F.silu(((x.to(mean) - mean) * scale + bias).to(x))
-    if channels_are_last(x):
+    # In float32 not by the call below: a processor rounds parts of maps differently from whole ones there.
+    if channels_are_last(x) or x.dtype == precise(x):
         return fused.normalised(x, *_steps(x, mean, var, weight, bias, eps), silu=True)
     # What a normalisation over groups does with given statistics is one over channels, computed in float32.
     return F.silu(F.batch_norm(x, mean, var, weight, bias, eps=eps), inplace=True)
@@ -49,7 +52,7 @@ def activated(x: torch.Tensor, mean: Any, var: Any, weight: Any, bias: Any, eps:
 def _steps(
     x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A normalisation as a mean, a scale and a shift in half precision: [C, 1, 1] or [n, C, 1, 1] each.
+    """A normalisation as a mean, a scale and a shift in x's precision: [C, 1, 1] or [n, C, 1, 1] each.
 
     What the mean loses by rounding is in the shift: a mean far from zero, by the deviation, adds nothing to the error.
     """
@@ -78,11 +81,14 @@ def precise(x: torch.Tensor) -> torch.dtype:
 def _moments(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of each group of channels of each map, [n, groups], in float32 at least."""
     if channels_are_last(x):
-        # Sums over places, which read half precision and write float32, without a copy of x on the way.
         places, wide = rearrange(x, "t c h w -> t (h w) c"), precise(x)
-        sums = places.mean(1, dtype=wide), torch.linalg.vector_norm(places, dim=1, dtype=wide) ** 2 / places.shape[1]
-        mean, square = (of_channel.unflatten(1, (groups, -1)).mean(-1) for of_channel in sums)
-        return mean, (square - mean**2).clamp_min(0)
+        mean = _of_groups(places.mean(1, dtype=wide), groups)
+        if x.dtype == wide:
+            off = places - _of_channels(mean, x)[:, None]
+            return mean, _of_groups(off.square_().mean(1), groups)
+        # Sums over places, which read half precision and write float32, without a copy of x on the way.
+        square = torch.linalg.vector_norm(places, dim=1, dtype=wide) ** 2 / places.shape[1]
+        return mean, (_of_groups(square, groups) - mean**2).clamp_min(0)
     values = rearrange(x, "t (g c) h w -> t g (c h w)", g=groups).to(precise(x))
     if values.device.type != "cpu":
         var, mean = torch.var_mean(values, dim=-1, correction=0)
@@ -90,6 +96,11 @@ def _moments(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
     # Two readings: there torch's one takes as long as a convolution.
     mean = values.mean(-1)
     return mean, (values - mean[..., None]).square_().mean(-1)
+
+
+def _of_groups(of_channel: torch.Tensor, groups: int) -> torch.Tensor:
+    """Means over each group of channels, of [n, C]."""
+    return of_channel.reshape(len(of_channel), groups, -1).mean(-1)
 
 
 def _of_channels(of_group: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -28,9 +28,10 @@ def res_block(work: Work, block: Any, x: torch.Tensor, emb: torch.Tensor, frames
     """
     parts: list[Source] = work.pending or [x]
     work.pending = []
-    run = work.compiled(image_chunk)
+    # Of all frames at once: of a few, a processor rounds such products differently from of many.
+    run, shift = work.compiled(image_chunk), block.emb_layers(emb)
     out = spatial_res_block(
-        work, parts, x, block.out_channels, lambda part, some: run(work.affine, block, part, emb[some])
+        work, parts, x, block.out_channels, lambda part, some: run(work.affine, block, part, shift[some])
     )
     share = 1 - block.time_mixer.get_alpha(None, x.device).flatten()
     for start in range(0, len(out), frames):
@@ -39,16 +40,18 @@ def res_block(work: Work, block: Any, x: torch.Tensor, emb: torch.Tensor, frames
     return out
 
 
-def image_chunk(affine: Affine, block: Any, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-    """The spatial block on single frames."""
-    if not channels_are_last(x):
-        out: torch.Tensor = block._forward(x, emb)  # the host's own
-        return out
+def image_chunk(affine: Affine, block: Any, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """The spatial block on single frames.
+
+    Args:
+        x: [n, C, H, W].
+        shift: of the noise level and the clip's labels, added between the convolutions: [n, channels of the result].
+    """
     norm_in, _, conv_in = block.in_layers
     norm_out, *_, conv_out = block.out_layers
     kernel, bias = affine(conv_in, x)
     hidden = conv_in._conv_forward(normalised(affine, norm_in, x, silu=True), kernel, None)
-    hidden += (block.emb_layers(emb) + bias)[..., None, None]
+    hidden += (shift + bias)[..., None, None]
     added: torch.Tensor = conv_out(normalised(affine, norm_out, hidden, silu=True))
     return added.add_(block.skip_connection(x))
 
@@ -103,7 +106,7 @@ def _along_time(
     mean, var = clip_moments(work, clip, norm.num_groups)
     scale = *(tensor.to(precise(clip)) for tensor in work.affine(norm, clip)), norm.eps
     run = work.compiled(temporal_chunk)
-    if channels_are_last(clip):
+    if channels_are_last(clip) and not clip.is_cpu:
         kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
     for some in work.over(clip.shape[2], _MAPS, clip[:, :, 0]):
         yield some, run(conv, clip[:, :, some], (mean, var, *scale), kernel, bias)

@@ -137,12 +137,11 @@ class Upsampled:
 
 
 def channels_are_last(x: torch.Tensor) -> bool:
-    """Whether the channels of one position of maps [n, C, H, W] lie together in memory, in half precision.
+    """Whether the channels of one position of maps [n, C, H, W] lie together in memory.
 
     Such maps go the way that is fastest for them; not where gradients are wanted, for they are written over.
     """
-    together = x.stride(1) == 1 and not x.is_contiguous()
-    return together and x.element_size() == 2 and not torch.is_grad_enabled()
+    return x.stride(1) == 1 and not x.is_contiguous() and not torch.is_grad_enabled()
 
 
 def stand_in(like: torch.Tensor, shape: torch.Size) -> torch.Tensor:

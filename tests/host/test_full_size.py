@@ -11,7 +11,7 @@ import comfy.sd
 import psutil
 import pytest
 import torch
-from exvideo_pack.exvideo_core import conditioning, host
+from exvideo_pack.exvideo_core import budget, conditioning, host
 from exvideo_pack.exvideo_core.svd import CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, SVDLayout
 from exvideo_pack.exvideo_core.tiny import draw_checkpoint, draw_extension
 
@@ -120,6 +120,20 @@ def test_the_patched_unet(extended, authors, run_unet, parity, frames, height, w
     size = f"{frames} frames, {height}×{width}"
     parity("UNet, full size", f"{size}, cond + uncond together", both, torch.cat([cond, uncond]), 2e-5)
     parity("UNet, full size", f"{size}, cond alone", alone, cond, 2e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 32, 32), *(pytest.param(s, marks=long) for s in [(26, 16, 16), (128, 16, 16)])])
+def test_chunks_change_nothing(extended, run_unet, parity, monkeypatch, size):
+    """In the least that a plan gives a pass to work in, against all at once: most often to the last bit."""
+    frames, *side = size
+    inputs = [drawn(frames, 4, *side)], [drawn(frames, 4, *side, seed=1)], [drawn(1, 1, 1024, seed=2)], IDS, TIMESTEP
+    least = min(least for least, _ in (*budget.BUDGETS.values(), (budget.CPU_BUDGET, 0)))
+    results = []
+    for working in (1 << 40, least):
+        monkeypatch.setattr(budget, "CPU_BUDGET", working)
+        results.append(run_unet(extended, *inputs))
+    whole, in_chunks = results
+    parity("chunks, full size, against all at once", f"{frames} frames, {side[0]}×{side[1]}", in_chunks, whole, 1e-6)
 
 
 def test_the_base_is_as_it_was(base, extended, full_size, run_unet):

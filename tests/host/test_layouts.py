@@ -69,28 +69,45 @@ def norm():
     return norm
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("silu", [False, True])
-def test_maps_are_normalised_each_by_itself(maps, norm, silu):
+def test_maps_are_normalised_each_by_itself(maps, norm, silu, dtype):
     right = norm.double()(maps.double())
-    ours = norms.normalised(affine, norm.float(), maps, silu)
+    ours = norms.normalised(affine, norm.float(), maps.to(dtype), silu)
     assert ours.stride() == maps.stride()
     _close(ours, F.silu(right) if silu else right)
 
 
-def test_maps_are_normalised_over_a_whole_clip(maps, norm):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_maps_are_normalised_over_a_whole_clip(maps, norm, dtype):
     right = F.silu(norm.double()(maps.double().transpose(0, 1)[None])[0].transpose(0, 1))
     for budget in (None, 1):
-        steps = (*norms.clip_moments(Work(budget), maps, 32), norm.weight.float(), norm.bias.float(), norm.eps)
+        moments = norms.clip_moments(Work(budget), maps.to(dtype), 32)
+        steps = (*moments, norm.weight.float(), norm.bias.float(), norm.eps)
         for rows in (slice(None), slice(2, 5)):
-            _close(norms.activated(maps[:, :, rows], *steps), right[:, :, rows])
+            _close(norms.activated(maps[:, :, rows].to(dtype), *steps), right[:, :, rows])
 
 
 def _close(ours, right):
-    assert ours.dtype == torch.float16
     assert ours.isfinite().all()
-    # Of numbers far from zero, half precision keeps little, and what is alike comes out as the bias.
-    assert (ours - right).abs().max() < 0.02
-    assert (ours - right)[:, :8].abs().max() < 4e-3
+    # Of numbers far from zero, little is kept, and what is alike comes out as the bias.
+    far, near = (0.02, 4e-3) if ours.dtype == torch.float16 else (2e-3, 1e-5)
+    assert (ours - right).abs().max() < far
+    assert (ours - right)[:, :8].abs().max() < near
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_float32_is_normalised_in_parts_to_the_same_bits(norm, layout):
+    """Some frames at a time, or some rows of all; large enough for torch to share out its sums among threads."""
+    x = torch.randn(5, 64, 36, 33, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+    whole = norms.normalised(affine, norm, x, silu=True)
+    for size in (1, 2, 3):
+        parts = [norms.normalised(affine, norm, part, silu=True) for part in x.split(size)]
+        assert torch.equal(torch.cat(parts), whole)
+    steps = (*norms.clip_moments(Work(None), x, 32), norm.weight, norm.bias, norm.eps)
+    clip = norms.activated(x, *steps)
+    for rows in (1, 5, 7):
+        assert torch.equal(torch.cat([norms.activated(part, *steps) for part in x.split(rows, 2)], 2), clip)
 
 
 def test_maps_are_parked_in_their_layout(maps):
@@ -138,9 +155,13 @@ def test_a_convolution_over_time_is_three_products(frames, layout):
 
 
 def test_who_goes_by_channels():
-    """On the CPU float32 does, with the host's own normalisations."""
+    """On the CPU float32 does; not where gradients are wanted."""
     on_cpu = torch.zeros(1, 4, 2, 2)
     assert unet.layout_for(on_cpu) == torch.channels_last
     assert unet.layout_for(on_cpu.half()) == unet.layout_for(on_cpu.double()) == torch.contiguous_format
-    assert not norms.channels_are_last(on_cpu.to(memory_format=torch.channels_last))
+    by_channels = on_cpu.to(memory_format=torch.channels_last)
+    assert norms.channels_are_last(by_channels)
+    assert not norms.channels_are_last(on_cpu)
+    with torch.enable_grad():
+        assert not norms.channels_are_last(by_channels)
     assert chunked.Work().layout == torch.contiguous_format

@@ -51,9 +51,9 @@ SHAPES = [(30, 8, 16), (7, 9, 13), (1, 8, 8), (2, 16, 24), (26, 8, 4)]
 
 @pytest.mark.parametrize(("frames", "height", "width"), SHAPES)
 def test_chunks_change_nothing(extended, in_float64, run_unet, within, frames, height, width):
-    """Two videos in a batch, down to one frame and one position at a time."""
+    """Two videos in a batch, down to one frame and one position at a time, less than any plan."""
     # The host rounds a little of it to float32 even then.
-    for model, dtype, bound in [(in_float64, torch.float64, 1e-7), (extended, torch.float32, 2e-6)]:
+    for model, dtype in [(in_float64, torch.float64), (extended, torch.float32)]:
         x = [drawn(frames, 4, height, width, seed=seed).to(dtype) for seed in (0, 1)]
         image = drawn(1, 4, height, width, seed=2).expand(frames, -1, -1, -1).to(dtype)
         token = drawn(1, 1, 64, seed=3).to(dtype)
@@ -61,9 +61,9 @@ def test_chunks_change_nothing(extended, in_float64, run_unet, within, frames, h
         within(1 << 40)
         whole = run_unet(model, *inputs)
         assert whole.dtype == dtype
-        for size in (1, 100 * KIB, 3000 * KIB):
+        for size, bound in [(1, 2e-6), (100 * KIB, 2e-6), (3000 * KIB, 1e-6)]:
             within(size)
-            assert error(run_unet(model, *inputs), whole) < bound
+            assert error(run_unet(model, *inputs), whole) < (bound if dtype == torch.float32 else 1e-7)
 
 
 def test_the_layers_in_chunks_are_the_hosts(in_float64, run_unet):
