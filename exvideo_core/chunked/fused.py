@@ -49,8 +49,11 @@ def normalised(
     kernel = _kernel(_NORMALISED_SILU if silu else _NORMALISED, 4, x.dtype) if _can_fuse(x) else None
     if kernel:
         return kernel(x, mean, scale, shift)
-    out = torch.sub(x, mean, out=torch.empty_like(x))
-    torch.addcmul(shift, out, scale, out=out)
+    if torch.compiler.is_compiling():  # whose graphs would break at `out=`
+        out = torch.addcmul(shift, x - mean, scale)
+    else:
+        out = torch.sub(x, mean, out=torch.empty_like(x))
+        torch.addcmul(shift, out, scale, out=out)
     return F.silu(out, inplace=True) if silu else out
 
 
