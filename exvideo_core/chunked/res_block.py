@@ -28,8 +28,9 @@ def res_block(work: Work, block: Any, x: torch.Tensor, emb: torch.Tensor, frames
     """
     parts: list[Source] = work.pending or [x]
     work.pending = []
-    # Of all frames at once: of a few, a processor rounds such products differently from of many.
-    run, shift = work.compiled(image_chunk), block.emb_layers(emb)
+    # For all frames at once, as a processor rounds products of few rows differently from those of many.
+    shift = block.emb_layers(emb)
+    run = work.compiled(image_chunk)
     out = spatial_res_block(
         work, parts, x, block.out_channels, lambda part, some: run(work.affine, block, part, shift[some])
     )

@@ -75,6 +75,7 @@ def test_maps_are_normalised_each_by_itself(maps, norm, silu, dtype):
     right = norm.double()(maps.double())
     ours = norms.normalised(affine, norm.float(), maps.to(dtype), silu)
     assert ours.stride() == maps.stride()
+    assert ours.dtype == dtype
     _close(ours, F.silu(right) if silu else right)
 
 
@@ -85,7 +86,9 @@ def test_maps_are_normalised_over_a_whole_clip(maps, norm, dtype):
         moments = norms.clip_moments(Work(budget), maps.to(dtype), 32)
         steps = (*moments, norm.weight.float(), norm.bias.float(), norm.eps)
         for rows in (slice(None), slice(2, 5)):
-            _close(norms.activated(maps[:, :, rows].to(dtype), *steps), right[:, :, rows])
+            ours = norms.activated(maps[:, :, rows].to(dtype), *steps)
+            assert ours.dtype == dtype
+            _close(ours, right[:, :, rows])
 
 
 def _close(ours, right):
