@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from . import fused
+from . import fused, products
 from .norms import normalised
 from .work import Affine, Work
 
@@ -112,7 +112,9 @@ def _positioned(affine: Affine, position: Any, clip: torch.Tensor, embedded: tor
     above, below = max(band.start - 1, 0), min(band.stop + 1, height)
     # With one cell more on each side, into which the inside is written without a copy on the way.
     shape = frames + 2, band.stop - band.start + 2, width + 2
-    if clip.device.type == "cpu":
+    kernel, bias = affine(position.conv, clip)
+    by_products = products.pay(kernel, clip[0])
+    if clip.device.type == "cpu" and not by_products:
         # The layout that a processor's convolution reads best; in the other it would lay out its weights anew.
         padded = clip.new_empty(channels, *shape).permute(1, 2, 3, 0)
     else:
@@ -123,7 +125,8 @@ def _positioned(affine: Affine, position: Any, clip: torch.Tensor, embedded: tor
     _mirror(padded[1:-1, :, 1:-1], 1, height, band.start == 0, band.stop == height)
     _mirror(padded[1:-1], 2, width)
     _mirror(padded, 0, frames)
-    kernel, bias = affine(position.conv, clip)
+    if by_products:
+        return rearrange(products.over_places(padded, kernel, bias), "t h w c -> t (h w) c")
     if clip.device.type != "cpu":
         kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
     mixed = position.conv._conv_forward(rearrange(padded, "t h w c -> 1 c t h w"), kernel, bias)
@@ -164,7 +167,10 @@ def _feed_forward(affine: Affine, ff: Any, x: torch.Tensor) -> torch.Tensor:
         return out
     weights = (tensor.chunk(2) for tensor in affine(gated.proj, x))
     values, gates = (F.linear(x, *half) for half in zip(*weights, strict=True))
-    projected: torch.Tensor = last(fused.gated(values, gates))
+    hidden = fused.gated(values, gates)
+    if products.suit(hidden) and _is_plain(last, hidden):
+        return products.in_pieces(hidden, *affine(last, hidden))
+    projected: torch.Tensor = last(hidden)
     return projected
 
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from exvideo_pack.exvideo_core import chunked, host, unet
 from exvideo_pack.exvideo_core.chunked import Parked, Work
 
-norms, res_block, transformer = (
+norms, products, res_block, transformer = (
     importlib.import_module(f"exvideo_pack.exvideo_core.chunked.{name}")
-    for name in ("norms", "res_block", "transformer")
+    for name in ("norms", "products", "res_block", "transformer")
 )
 
 
@@ -126,7 +126,7 @@ def test_values_and_gates_are_the_host_s_feed_forward(loaded):
     asked = []
     ours = transformer._feed_forward(lambda module, x: asked.append(module) or affine(module, x), block.ff, x)
     torch.testing.assert_close(ours, block.ff(x))
-    assert asked == [block.ff.net[0].proj]
+    assert asked == [block.ff.net[0].proj, block.ff.net[2]]
     seen = []
     hook = block.ff.net[0].proj.register_forward_hook(lambda *args: seen.append(args))
     try:
@@ -153,8 +153,43 @@ def test_a_convolution_over_time_is_three_products(frames, layout):
     convolution = torch.nn.Conv3d(6, 8, (3, 1, 1), padding=(1, 0, 0)).double()
     x = torch.randn(frames, 6, 4, 3, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
-        ours = res_block._by_products(x.contiguous(memory_format=layout), convolution.weight, convolution.bias)
+        ours = products.over_time(x.contiguous(memory_format=layout), convolution.weight, convolution.bias)
         torch.testing.assert_close(ours, convolution(x.transpose(0, 1)[None])[0].transpose(0, 1))
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_convolution_over_places_is_a_product_for_each(kernel, biased):
+    convolution = torch.nn.Conv3d(6, 8, kernel, bias=biased).double()
+    padded = torch.randn(5, 6, 4, 6, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        ours = products.over_places(padded, convolution.weight, convolution.bias)
+        right = convolution(padded.permute(3, 0, 1, 2)[None])[0].permute(1, 2, 3, 0)
+        torch.testing.assert_close(ours, right)
+
+
+def test_a_convolution_is_products_where_its_kernel_is_large(monkeypatch):
+    """However many frames there are; not in half precision, whose sums would be rounded on the way, nor in training."""
+    convolution = torch.nn.Conv2d(6, 70, 3, padding=1)
+    maps = torch.randn(5, 6, 2, 3, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    seen, over_places = [], products.over_places
+    monkeypatch.setattr(products, "over_places", lambda *args: seen.append(len(args[0])) or over_places(*args))
+    with torch.no_grad():
+        for x in (maps, maps[:1]):
+            ours = res_block._convolved(convolution, x, convolution.weight, convolution.bias)
+            torch.testing.assert_close(ours, convolution(x))
+        assert seen == [5, 1]
+        assert not products.pay(convolution.weight, torch.zeros(6, 6, 7))
+        assert not products.pay(convolution.weight, maps[0].half())
+    with torch.enable_grad():
+        assert not products.pay(convolution.weight, maps[0])
+
+
+def test_long_sums_are_in_pieces():
+    layer = torch.nn.Linear(26, 8).double()
+    x = torch.randn(3, 5, 26, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        torch.testing.assert_close(products.in_pieces(x, layer.weight, layer.bias), layer(x))
 
 
 def test_who_goes_by_channels():
