@@ -168,21 +168,29 @@ def test_a_convolution_over_places_is_a_product_for_each(kernel, biased):
         torch.testing.assert_close(ours, right)
 
 
-def test_a_convolution_is_products_where_its_kernel_is_large(monkeypatch):
-    """However many frames there are; not in half precision, whose sums would be rounded on the way, nor in training."""
-    convolution = torch.nn.Conv2d(6, 70, 3, padding=1)
-    maps = torch.randn(5, 6, 2, 3, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
-    seen, over_places = [], products.over_places
-    monkeypatch.setattr(products, "over_places", lambda *args: seen.append(len(args[0])) or over_places(*args))
+def test_which_convolutions_are_products():
+    """With large kernels, however many frames there are; not in half precision, whose sums would be rounded on the
+    way, nor in training."""
+    kernel, frame = torch.zeros(70, 6, 3, 3), torch.zeros(6, 2, 3)
     with torch.no_grad():
-        for x in (maps, maps[:1]):
-            ours = res_block._convolved(convolution, x, convolution.weight, convolution.bias)
-            torch.testing.assert_close(ours, convolution(x))
-        assert seen == [5, 1]
-        assert not products.pay(convolution.weight, torch.zeros(6, 6, 7))
-        assert not products.pay(convolution.weight, maps[0].half())
+        assert products.pay(kernel, frame)
+        assert not products.pay(kernel, torch.zeros(6, 6, 7))
+        assert not products.pay(kernel, frame.half())
     with torch.enable_grad():
-        assert not products.pay(convolution.weight, maps[0])
+        assert not products.pay(kernel, frame)
+
+
+def test_a_res_block_is_the_host_s_in_products(loaded, monkeypatch):
+    block = loaded[0].model.diffusion_model.middle_block[0]
+    x = torch.randn(3, block.channels, 2, 2, generator=torch.Generator().manual_seed(0))
+    emb = torch.randn(3, block.emb_layers[1].in_features, generator=torch.Generator().manual_seed(1))
+    seen, over_places = [], products.over_places
+    monkeypatch.setattr(products, "over_places", lambda *args: seen.append(args) or over_places(*args))
+    with torch.no_grad():
+        maps = x.to(memory_format=torch.channels_last)
+        ours = res_block.image_chunk(affine, block, maps, block.emb_layers(emb))
+        torch.testing.assert_close(ours, super(type(block), block)._forward(x, emb))
+    assert len(seen) == 2
 
 
 def test_long_sums_are_in_pieces():
