@@ -8,7 +8,7 @@ help:
 	@echo "            IMAGE=… FRAMES=128 SIZE=WxH STEPS=… SEED=… OUT=… PORT=…"
 	@echo "make test   lint, types and tests; ARGS=… goes to pytest, HOST=none leaves out ComfyUI"
 	@echo "make page   the workflows and the help on ComfyUI's page in Chromium (apt-get install chromium); pictures in out/page"
-	@echo "make parity the comparison with the authors' code in full, about 45 minutes on 2 cores and 17 GiB of memory"
+	@echo "make parity the comparison with the authors' code in full, 25 to 45 minutes on 2 cores and 17 GiB of memory"
 	@echo "make bench  memory counted and passes timed, beside the authors' code; about an hour, 17 GiB of memory"
 	@echo "make bench-long  long videos of the tiny model beside the right ones: drift and joins; about half an hour"
 	@echo "make train-tiny  train the tiny model on little scenes, from nothing; hours on 2 cores, goes on where it stopped"
