@@ -9,12 +9,15 @@ from einops import rearrange
 from .norms import precise
 
 _LARGE = 100
-"""How many times as many numbers as a frame's maps a kernel has, for products to be faster than a convolution: that
-lays out such a kernel anew, twice, at each call."""
+"""From how many numbers of a kernel for each of a frame's maps on products are faster than torch's convolution, which
+lays out its kernel anew, twice, at each call."""
 
 
 def suit(x: torch.Tensor) -> bool:
-    """Whether sums of products are as exact as one of x: on a processor, in full precision, without gradients."""
+    """Whether what is done to x may be a sum of products.
+
+    That is on a processor, without gradients, and in a precision that rounds a sum on the way no more than a product.
+    """
     return x.is_cpu and x.dtype == precise(x) and not torch.is_grad_enabled()
 
 
