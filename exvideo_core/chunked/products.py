@@ -41,24 +41,17 @@ def over_places(padded: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor |
         [T, H, W, D].
     """
     times, *sides = kernel.shape[2:]
-    frames, height, width = (size - places + 1 for size, places in zip(padded.shape[:3], (times, *sides), strict=True))
+    frames, height, width = (size - side + 1 for size, side in zip(padded.shape[:3], (times, *sides), strict=True))
     # The channels of a place together, so that a product reads them where they are.
     laid_out = rearrange(kernel.contiguous(memory_format=torch.channels_last_3d), "d c t h w -> t h w d c")
     frame = height * width
-    out = padded.new_empty(frames * frame, len(kernel))
-    started = False
+    places = frames * frame
+    out = padded.new_zeros(places, len(kernel)) if bias is None else bias.repeat(places, 1)
     for row in range(sides[0]):
         for column in range(sides[1]):
             rows = rearrange(padded[:, row : row + height, column : column + width], "t h w c -> (t h w) c")
             for time in range(times):
-                of_time, place = rows[time * frame :][: len(out)], laid_out[time, row, column].T
-                if started:
-                    out.addmm_(of_time, place)
-                elif bias is None:
-                    torch.mm(of_time, place, out=out)
-                else:
-                    torch.addmm(bias, of_time, place, out=out)
-                started = True
+                out.addmm_(rows[time * frame :][:places], laid_out[time, row, column].T)
     return rearrange(out, "(t h w) d -> t h w d", t=frames, h=height)
 
 
