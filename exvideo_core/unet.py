@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .chunked import Parked, Source, Upsampled, Work, differentiable, normalised, stand_in
+from .chunked import Parked, Source, Upsampled, Work, convolved, differentiable, normalised, stand_in
 from .extension import LAYERS
 from .layers import FRAME_NUMBERS, PositionLayers, check_length, extended_forward, extended_res_block
 
@@ -69,6 +69,9 @@ def extended_unet(
             routes[layer] = partial(extended_res_block, layer, doing)
         elif type(layer).__name__ == "Upsample":
             routes[layer] = partial(maps.upsample, layer)
+            routes[layer.conv] = partial(convolved, doing.affine, layer.conv)
+        elif type(layer).__name__ == "Downsample":
+            routes[layer.op] = partial(convolved, doing.affine, layer.op)
     with routed(routes):
         return executor(*args, **kwargs)
 

@@ -8,6 +8,7 @@ longer needs. Normalisations over a whole clip keep their statistics: these are 
 from . import differentiable
 from .decoder import decode
 from .norms import normalised
+from .products import convolved
 from .res_block import res_block
 from .transformer import transformer
 from .work import Affine, Parked, Source, Upsampled, Work, stand_in
@@ -18,6 +19,7 @@ __all__ = [
     "Source",
     "Upsampled",
     "Work",
+    "convolved",
     "decode",
     "differentiable",
     "normalised",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 
 from . import products
@@ -53,19 +52,13 @@ def image_chunk(affine: Affine, block: Any, x: torch.Tensor, shift: torch.Tensor
     norm_out, *_, conv_out = block.out_layers
     kernel, bias = affine(conv_in, x)
     hidden = normalised(affine, norm_in, x, silu=True)
-    large = products.pay(kernel, hidden[0])
-    hidden = _by_products(hidden, kernel, None) if large else conv_in._conv_forward(hidden, kernel, None)
+    large = products.pay(hidden, kernel)
+    hidden = products.over_maps(hidden, kernel, None) if large else conv_in._conv_forward(hidden, kernel, None)
     hidden += (shift + bias)[..., None, None]
     hidden = normalised(affine, norm_out, hidden, silu=True)
-    large = products.pay(conv_out.weight, hidden[0])
-    added: torch.Tensor = _by_products(hidden, *affine(conv_out, hidden)) if large else conv_out(hidden)
+    large = products.pay(hidden, conv_out.weight)
+    added: torch.Tensor = products.over_maps(hidden, *affine(conv_out, hidden)) if large else conv_out(hidden)
     return added.add_(block.skip_connection(x))
-
-
-def _by_products(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Single frames [n, C, H, W] through a 3×3 convolution that leaves their size as it is."""
-    padded = F.pad(rearrange(x, "t c h w -> t h w c"), (0, 0, 1, 1, 1, 1))
-    return rearrange(products.over_places(padded, kernel[:, :, None], bias), "t h w c -> t c h w")
 
 
 def spatial_res_block(work: Work, parts: list[Source], like: torch.Tensor, channels: int, run: Spatial) -> torch.Tensor:

@@ -113,7 +113,7 @@ def _positioned(affine: Affine, position: Any, clip: torch.Tensor, embedded: tor
     # With one cell more on each side, into which the inside is written without a copy on the way.
     shape = frames + 2, band.stop - band.start + 2, width + 2
     kernel, bias = affine(position.conv, clip)
-    by_products = products.pay(kernel, clip[0])
+    by_products = products.pay(clip, kernel)
     if clip.device.type == "cpu" and not by_products:
         # The layout that a processor's convolution reads best; in the other it would lay out its weights anew.
         padded = clip.new_empty(channels, *shape).permute(1, 2, 3, 0)
