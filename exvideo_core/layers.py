@@ -135,8 +135,10 @@ def extended_res_block(
     num_video_frames: int,
     image_only_indicator: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The host's `VideoResBlock`, in chunks; marked single images go through the host's own."""
-    if image_only_indicator is not None:
+    """The host's `VideoResBlock`, in chunks; the host's own for marked single images, and where layers in it are led
+    elsewhere, for ours takes their weights and no more."""
+    parts = (part for part in layer.modules() if part is not layer)
+    if image_only_indicator is not None or any(map(chunked.is_led, parts)):
         if work.pending:
             x, work.pending = torch.cat([part[:] for part in work.pending], 1), []
         return type(layer).forward(layer, x, emb, num_video_frames, image_only_indicator)

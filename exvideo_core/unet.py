@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .chunked import Parked, Source, Upsampled, Work, convolved, differentiable, normalised, stand_in
+from .chunked import Parked, Source, Upsampled, Work, convolved, differentiable, is_led, normalised, stand_in
 from .extension import LAYERS
 from .layers import FRAME_NUMBERS, PositionLayers, check_length, extended_forward, extended_res_block
 
@@ -64,14 +64,16 @@ def extended_unet(
     routes: dict[Any, Callable[..., torch.Tensor]] = {unet.out: partial(_per_frame, doing, unet.out)}
     for layer, position in zip((unet.get_submodule(path) for path in LAYERS.values()), positions, strict=True):
         routes[layer] = partial(extended_forward, layer, position, None if plain else doing)
+    between = []
     for layer in (layer for block in (*unet.input_blocks, unet.middle_block, *unet.output_blocks) for layer in block):
         if hasattr(layer, "time_stack") and layer not in routes:
             routes[layer] = partial(extended_res_block, layer, doing)
         elif type(layer).__name__ == "Upsample":
             routes[layer] = partial(maps.upsample, layer)
-            routes[layer.conv] = partial(convolved, doing.affine, layer.conv)
+            between.append(layer.conv)
         elif type(layer).__name__ == "Downsample":
-            routes[layer.op] = partial(convolved, doing.affine, layer.op)
+            between.append(layer.op)
+    routes |= {layer: partial(convolved, doing.affine, layer) for layer in between if not is_led(layer)}
     with routed(routes):
         return executor(*args, **kwargs)
 

@@ -11,7 +11,7 @@ from .norms import normalised
 from .products import convolved
 from .res_block import res_block
 from .transformer import transformer
-from .work import Affine, Parked, Source, Upsampled, Work, stand_in
+from .work import Affine, Parked, Source, Upsampled, Work, is_led, stand_in
 
 __all__ = [
     "Affine",
@@ -22,6 +22,7 @@ __all__ = [
     "convolved",
     "decode",
     "differentiable",
+    "is_led",
     "normalised",
     "res_block",
     "stand_in",

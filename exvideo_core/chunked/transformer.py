@@ -11,7 +11,7 @@ from einops import rearrange
 
 from . import fused, products
 from .norms import normalised
-from .work import Affine, Work
+from .work import Affine, Work, is_led
 
 # Working memory in maps of the layer's own width. Generous: a test counts that passes stay within.
 _SPATIAL_MAPS, _CONV_MAPS, _TEMPORAL_MAPS = 21, 4, 23
@@ -180,7 +180,6 @@ def _is_plain(layer: Any, x: torch.Tensor) -> bool:
     Others may have led it elsewhere; quantized weights have products of their own; and weights that wait in main
     memory the host fetches while it computes. Those that newer hosts stream are at hand (`_v` is their mark).
     """
-    led = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
     weight = layer.weight
     whole = type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.element_size() > 1
-    return whole and not led and (weight.device == x.device or hasattr(layer, "_v"))
+    return whole and not is_led(layer) and (weight.device == x.device or hasattr(layer, "_v"))

@@ -136,6 +136,16 @@ class Upsampled:
         return self._upsample(self._x[some])
 
 
+def is_led(module: Any) -> bool:
+    """Whether others have put something in the way of a module: a hook, or another forward pass.
+
+    Newer hosts apply a LoRA so where weights are to be left alone, and give the module its own forward back after.
+    """
+    forward = vars(module).get("forward")
+    led = forward is not None and getattr(forward, "__func__", None) is not type(module).forward
+    return led or bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def channels_are_last(x: torch.Tensor) -> bool:
     """Whether the channels of one position of maps [n, C, H, W] lie together in memory.
 

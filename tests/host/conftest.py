@@ -41,7 +41,7 @@ def run(models):
 def loaded(models, predict):
     """MODEL, CLIP_VISION and VAE of the tiny checkpoint, without an extension."""
     import comfy.model_management
-    from exvideo_pack.exvideo_core import host
+    from exvideo_pack.exvideo_core import chunked, host
     from exvideo_pack.exvideo_core.tiny import CHECKPOINT
 
     with torch.inference_mode():
@@ -57,7 +57,7 @@ def loaded(models, predict):
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
     assert not model.patches
-    assert not any("forward" in vars(module) for module in model.model.modules())
+    assert not any(chunked.is_led(module) for module in model.model.modules())
     assert not any(getattr(module, "weight_function", None) for module in model.model.modules())
 
 

@@ -8,7 +8,7 @@ import comfy.supported_models
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from exvideo_pack.exvideo_core import host
+from exvideo_pack.exvideo_core import chunked, host
 from exvideo_pack.exvideo_core.extension import LAYERS, Extension, new_extension
 from exvideo_pack.exvideo_core.tiny import LAYOUT, draw_checkpoint, draw_extension
 from exvideo_pack.exvideo_core.types import ExVideoError
@@ -38,7 +38,7 @@ def test_the_model_that_went_in_is_untouched(model, extension, predict):
     assert not model.patches
     assert not model.get_additional_models()
     assert not model.get_all_wrappers(WrappersMP.DIFFUSION_MODEL)
-    assert not any("forward" in vars(m) for m in model.model.diffusion_model.modules())
+    assert not any(map(chunked.is_led, model.model.diffusion_model.modules()))
 
 
 @pytest.mark.parametrize("frames", [1, 2, 25])
@@ -135,7 +135,7 @@ def test_a_clip_that_is_too_long_names_the_limit(model, extension, predict):
     assert predict(extended, 20, side=8).isfinite().all()
     with pytest.raises(ExVideoError, match="reaches 20 frames, but the latent has 21"):
         predict(extended, 21, side=8)
-    assert not any("forward" in vars(m) for m in model.model.diffusion_model.modules())
+    assert not any(map(chunked.is_led, model.model.diffusion_model.modules()))
 
 
 @pytest.mark.parametrize(("frames", "side"), [(3, 8), (3, 9), (3, 12), (1, 16), (1, 8), (2, 8)])

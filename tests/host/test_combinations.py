@@ -1,6 +1,7 @@
 """The extended model among everything else that ComfyUI does with a model."""
 
 import random
+from functools import partial
 
 import comfy.cldm.cldm
 import comfy.controlnet
@@ -11,7 +12,7 @@ import comfy.sd
 import numpy as np
 import pytest
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import PatcherInjection, WrappersMP
 from comfy_extras.nodes_custom_sampler import (
     CFGGuider,
     KSamplerSelect,
@@ -29,6 +30,8 @@ from dev.videos import draw_video
 
 SPATIAL = "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q"
 TEMPORAL = "diffusion_model.output_blocks.6.1.time_stack.0.attn1.to_q"
+SINGLE_FRAMES = "diffusion_model.input_blocks.1.0.out_layers.3"
+OVER_FRAMES = "diffusion_model.input_blocks.1.0.time_stack.in_layers.2"
 
 
 @pytest.fixture
@@ -110,6 +113,56 @@ def test_a_temporal_lora_adds_its_difference_to_the_extension(model, extension):
     difference = tensors[f"{TEMPORAL}.lora_up.weight"] @ tensors[f"{TEMPORAL}.lora_down.weight"]
     torch.testing.assert_close(got, theirs + 0.5 * difference, rtol=1e-3, atol=1e-3)
     comfy.model_management.unload_all_models()
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_layers_led_elsewhere_are_led_there(model, extension, predict, frames):
+    """By injections, as newer hosts apply a LoRA that leaves the weights alone ("bypass"): every layer gives a tenth
+    more, which with weights and biases a tenth larger it gives, too."""
+    extended = host.apply_extension(model, extension)
+    comfy.model_management.load_models_gpu([extended])
+    layers = {
+        name: layer
+        for name, layer in model.model.named_modules()
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | torch.nn.Conv3d)
+    }
+
+    tenths = {
+        f"{name}.{key}": (0.1 * tensor,) for name, layer in layers.items() for key, tensor in layer.named_parameters()
+    }
+
+    def inject(_):
+        for layer in layers.values():
+            layer.forward = partial(_a_tenth_more, layer.forward)
+
+    def eject(_):
+        for layer in layers.values():
+            del layer.forward
+
+    led, larger = extended.clone(), extended.clone()
+    led.set_injections("bypass_lora", [PatcherInjection(inject, eject)])
+    larger.add_patches(tenths)
+    right = predict(larger, frames)
+    torch.testing.assert_close(predict(led, frames), right, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(predict(extended, frames), right, rtol=1e-2)
+
+
+@pytest.mark.skipif(not hasattr(comfy.sd, "load_bypass_lora_for_models"), reason="newer hosts have it")
+def test_a_lora_that_leaves_the_weights_alone(model, extension, predict):
+    tensors, generator = lora(SPATIAL, TEMPORAL), torch.Generator().manual_seed(7)
+    for layer, shape in ((SINGLE_FRAMES, (3, 3)), (OVER_FRAMES, (3, 1, 1))):
+        channels = LAYOUT.unet.channels
+        tensors[f"{layer}.lora_up.weight"] = torch.randn(channels, 2, *(1 for _ in shape), generator=generator)
+        tensors[f"{layer}.lora_down.weight"] = 0.2 * torch.randn(2, channels, *shape, generator=generator)
+    extended = host.apply_extension(model, extension)
+    right = predict(comfy.sd.load_lora_for_models(extended, None, tensors, 0.7, 0)[0], 6)
+    led = predict(comfy.sd.load_bypass_lora_for_models(extended, None, tensors, 0.7, 0)[0], 6)
+    torch.testing.assert_close(led, right, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(predict(extended, 6), right, rtol=1e-2)
+
+
+def _a_tenth_more(forward, x, *args, **kwargs):
+    return 1.1 * forward(x, *args, **kwargs)
 
 
 # --- patches and controls ------------------------------------------------------------------------------------
