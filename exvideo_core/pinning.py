@@ -2,7 +2,8 @@
 
 The reference pins frames and leaves it at that. The model hardly heeds them: it takes a pinned frame for something a
 little different, and lets the others go on from that, so that the video jumps where they meet. So here the frames next
-to a pinned one are mended at every step of sampling by as much as the model is mistaken in the pinned one.
+to a pinned one are mended at every step of sampling by as much as the model is mistaken in the pinned one, and, where
+several frames are pinned, by as much as it moves on from the last of them in another way than before and after.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .plan import draws
+from .plan import Draw, draws
 from .types import ExVideoError
 
 FADE = "pin_fade"
@@ -86,6 +87,8 @@ def draw_to_pinned(denoised: torch.Tensor, known: torch.Tensor, pinned: Sequence
 
     By as much as the model is mistaken in a pinned frame, which is known, its neighbours are mended, each less than the
     one before it, by the squared cosine of `plan.draws`; what the model lets move from one frame to the next stays.
+    Only the step away from several pinned frames becomes the mean of the steps before and after it, for the model often
+    makes it a larger one, which would be seen.
 
     Args:
         denoised: what the model takes the clip for at this noise level, [T, 4, H/8, W/8].
@@ -99,6 +102,16 @@ def draw_to_pinned(denoised: torch.Tensor, known: torch.Tensor, pinned: Sequence
     mended = denoised.clone()
     for draw in draws(len(denoised), pinned, fade):
         weights = denoised.new_tensor(draw.weights).view(-1, 1, 1, 1)
-        at = slice(draw.pin, draw.pin + 1)
-        mended[list(draw.frames)] += weights * (known[at].to(denoised) - denoised[at])
+        mistake = known[draw.pin].to(denoised) - denoised[draw.pin]
+        mended[list(draw.frames)] += weights * (mistake - _jump(denoised, pinned, draw))
     return mended
+
+
+def _jump(denoised: torch.Tensor, pinned: Sequence[int], draw: Draw) -> torch.Tensor | float:
+    """How far the step away from a pinned frame is from the mean of those before and after it, [4, H/8, W/8]."""
+    away = draw.frames.step
+    last, before, near, far = (draw.pin + steps * away for steps in (0, -1, 1, 2))
+    if before not in pinned or not 0 <= far < len(denoised):
+        return 0.0
+    step = denoised[near] - denoised[last]
+    return step - (denoised[last] - denoised[before] + denoised[far] - denoised[near]) / 2

@@ -107,9 +107,10 @@ def chain_segments(total: int, length: int, overlap: int, seed: int) -> list[Seg
 
     Args:
         total: frames of the clip, ≥ 1.
-        length: of a segment in frames, ≥ 2 where one is not all; the last may be shorter.
+        length: of a segment in frames, ≥ 2 where one is not all.
         overlap: frames that a segment is given from the one before, 1 ≤ overlap < length; any below `length` where
-            one segment is all.
+            one segment is all. The last is given more where fewer new ones are left, so that it is as long as the
+            others: a short clip comes out otherwise, and its join is seen.
         seed: of the first segment. The others' are spread over all 64 bits.
 
     Returns:
@@ -129,10 +130,14 @@ def chain_segments(total: int, length: int, overlap: int, seed: int) -> list[Seg
             f"A chain of {total} frames in segments of {length} needs an overlap of 1 to {length - 1} frames, got 0: "
             "without any, a segment would not know what to go on from."
         )
-    return [
-        Segment(number, window, overlap if number else 0, (seed + number * 0x9E3779B97F4A7C15) % 2**64)
-        for number, window in enumerate(windows)
-    ]
+    segments, made = [], 0
+    for number, (_, stop) in enumerate(windows):
+        start = max(stop - length, 0)
+        segments.append(
+            Segment(number, Window(start, stop), made - start, (seed + number * 0x9E3779B97F4A7C15) % 2**64)
+        )
+        made = stop
+    return segments
 
 
 class Draw(NamedTuple):

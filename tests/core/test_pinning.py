@@ -12,9 +12,18 @@ def shifted(frames):
     return right, right + shift, shift
 
 
-def test_new_frames_go_on_from_the_last_pinned_one():
-    """A clip that the model has right but for a shift begins as it was pinned and ends as the model has it."""
-    right, wrong, shift = shifted(40)
+def moving_evenly(frames):
+    return torch.randn(4, 2, 2) + torch.arange(frames).view(-1, 1, 1, 1) * torch.randn(4, 2, 2)
+
+
+@pytest.mark.parametrize("jumps", [False, True])
+def test_new_frames_go_on_from_the_last_pinned_one(jumps):
+    """A clip that the model has right but for a shift, of all or of what is new, begins as it was pinned and ends as
+    the model has it."""
+    right, (_, _, shift) = moving_evenly(40), shifted(40)
+    wrong = right + shift
+    if jumps:
+        wrong[:5] -= shift
     mended = draw_to_pinned(wrong, right, range(5), 16)
     assert torch.equal(mended[:5], wrong[:5])
     off = ((mended - right)[5:] / shift).mean((1, 2, 3))

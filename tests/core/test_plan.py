@@ -73,8 +73,10 @@ def test_every_frame_of_a_chain_is_new_in_one_segment(length):
         for before, after in itertools.pairwise(segments):
             # What is given is what the segment before ends with.
             assert after.frames.start + after.pinned == before.frames.stop
-            assert 0 < after.pinned < after.frames.frames <= length
             assert after.number == before.number + 1
+            assert min(overlap, length - 1) <= after.pinned < after.frames.frames
+        assert {segment.frames.frames for segment in segments} == {min(length, total)}
+        assert {segment.pinned for segment in segments[1:-1]} <= {min(overlap, length - 1)}
 
 
 def test_one_segment_is_the_whole_clip():
