@@ -64,7 +64,7 @@ def extended_unet(
     routes: dict[Any, Callable[..., torch.Tensor]] = {unet.out: partial(_per_frame, doing, unet.out)}
     for layer, position in zip((unet.get_submodule(path) for path in LAYERS.values()), positions, strict=True):
         routes[layer] = partial(extended_forward, layer, position, None if plain else doing)
-    between = []
+    between = []  # convolutions from level to level
     for layer in (layer for block in (*unet.input_blocks, unet.middle_block, *unet.output_blocks) for layer in block):
         if hasattr(layer, "time_stack") and layer not in routes:
             routes[layer] = partial(extended_res_block, layer, doing)

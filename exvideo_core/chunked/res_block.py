@@ -56,9 +56,7 @@ def image_chunk(affine: Affine, block: Any, x: torch.Tensor, shift: torch.Tensor
     hidden = products.over_maps(hidden, kernel, None) if large else conv_in._conv_forward(hidden, kernel, None)
     hidden += (shift + bias)[..., None, None]
     hidden = normalised(affine, norm_out, hidden, silu=True)
-    large = products.pay(hidden, conv_out.weight)
-    added: torch.Tensor = products.over_maps(hidden, *affine(conv_out, hidden)) if large else conv_out(hidden)
-    return added.add_(block.skip_connection(x))
+    return products.convolved(affine, conv_out, hidden).add_(block.skip_connection(x))
 
 
 def spatial_res_block(work: Work, parts: list[Source], like: torch.Tensor, channels: int, run: Spatial) -> torch.Tensor:
