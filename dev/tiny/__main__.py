@@ -24,7 +24,7 @@ from dev.tiny.autoencoder import SIDE, Report, train_autoencoder
 from dev.tiny.base import train_base
 from dev.tiny.data import LONG, encoded, scenes_seen, videos_of, write_videos
 from dev.tiny.encoder import train_encoder
-from dev.tiny.norms import quick_group_norms
+from dev.tiny.quick import quick_group_norms
 from dev.tiny.scenes import PACE, QUICK
 from dev.tiny.trained import KEPT
 

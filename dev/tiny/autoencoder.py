@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from dev.inside import core
 from dev.tiny.optimizer import Optimizer
+from dev.tiny.quick import half_precision
 from dev.tiny.scenes import QUICK, render, scene
 
 SIDE, BATCH, FRAMES = 64, 12, 4
@@ -47,7 +48,7 @@ def train_autoencoder(layout: Any, steps: int, learning_rate: float, report: Rep
     for step in range(steps):
         frames = 1 if step < STILL * steps else FRAMES
         pixels = batch(step * BATCH, frames)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             latents = network.encoder(pixels).chunk(2, 1)[0].float()
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step))
             decoded = network.decoder(latents + NOISE * noise, timesteps=frames).float()

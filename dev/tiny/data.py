@@ -11,6 +11,7 @@ import torch
 from dev.inside import core
 from dev.tiny.autoencoder import SIDE
 from dev.tiny.base import APART, FRAMES, Seen
+from dev.tiny.quick import half_precision
 from dev.tiny.scenes import render, scene
 
 LONG, FPS = 128, 30
@@ -46,8 +47,8 @@ def encoded(folder: Path, cache: Path, clip_vision: Any, vae: Any) -> Any:
         if done % 64 == 0:
             print(f"scene {done} of {of}", flush=True)
 
-    # Half the time, and latents need no more digits.
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    # Latents need no more digits.
+    with torch.inference_mode(), half_precision():
         return caching.cache_clips(folder, shape, FPS, learning.Encoder(clip_vision, vae), cache, said)
 
 

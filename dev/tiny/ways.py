@@ -14,7 +14,7 @@ from dev.tiny.data import FPS, LONG
 from dev.tiny.scenes import Scene, render
 from dev.tiny.trained import write_trained_model
 
-SAMPLING = {"steps": 20, "min_cfg": 1.5, "max_cfg": 1.5, "normalize": False, "contrast": 1.0}
+SAMPLING: dict[str, Any] = {"steps": 20, "min_cfg": 1.5, "max_cfg": 1.5, "normalize": False, "contrast": 1.0}
 OVERLAP = 8
 """Frames that the host's context windows share."""
 
@@ -26,9 +26,10 @@ class Studio:
         models: where the model is put together.
         extension: a file to use in the place of the trained extension.
         window: frames that are decoded at once. Many take half the time of few, of which each frame is in two.
+        steps: of sampling.
     """
 
-    def __init__(self, models: Path, extension: Path | None = None, window: int = 8):
+    def __init__(self, models: Path, extension: Path | None = None, window: int = 8, steps: int = SAMPLING["steps"]):
         become_host("--cpu")
         write_trained_model(models)
         tiny = core("tiny")
@@ -37,7 +38,7 @@ class Studio:
         trained = core("extension").read_extension(extension or models / tiny.EXTENSION)
         (self._extended,) = self._run("ExVideoApply", model=self._base, exvideo=trained)
         self._motion = core("post_tuning.motion")
-        self._window = window
+        self._window, self._sampling = window, {**SAMPLING, "steps": steps}
 
     def base(self, what: Scene, side: int, frames: int = FRAMES) -> torch.Tensor:
         """By the base alone."""
@@ -72,7 +73,7 @@ class Studio:
         samples, _ = self._run(
             "ExVideoLongSampler", model=self._extended, clip_vision=self._clip_vision, vae=self._vae,
             init_image=render(what, 1, side), total_frames=frames, width=side, height=side,
-            motion_bucket_id=self._bucket(what, side), fps=FPS, augmentation_level=0.0, **SAMPLING, **settings,
+            motion_bucket_id=self._bucket(what, side), fps=FPS, augmentation_level=0.0, **self._sampling, **settings,
         )  # fmt: skip
         (video,) = self._run("ExVideoDecode", samples=samples, vae=self._vae, window=self._window)
         return video
@@ -119,7 +120,7 @@ class Studio:
             **more,
         )
         (samples,) = self._run(
-            "ExVideoSampler", model=model, positive=positive, negative=negative, latent=latent, **SAMPLING
+            "ExVideoSampler", model=model, positive=positive, negative=negative, latent=latent, **self._sampling
         )
         (video,) = self._run("ExVideoDecode", samples=samples, vae=self._vae, window=self._window)
         return video

@@ -63,10 +63,12 @@ def main() -> None:
     ours = words.index("--") if "--" in words else len(words)
     options = arguments().parse_args(words[:ours])
     try:
+        # What is told at once, before the host and a checkpoint are waited for.
+        size, recipe = _size(options.size), _recipe(options)
         # Before the host looks for its device: each of several processes has one of its own.
         engine = _engine(options.shard)
         become_host(words[ours + 1 :])
-        _train(options, engine)
+        _train(options, size, recipe, engine)
     except ExVideoError as error:
         sys.exit(f"{error}")
     except KeyboardInterrupt:
@@ -86,12 +88,9 @@ def _engine(shard: bool) -> Engine:
     return Engine()
 
 
-def _train(options: argparse.Namespace, engine: Engine) -> None:
+def _train(options: argparse.Namespace, size: tuple[int, int], recipe: Recipe, engine: Engine) -> None:
     from .. import host
 
-    width, height = _size(options.size)
-    named = {option.name: getattr(options, option.name) for option in fields(Recipe) if option.name != "scale"}
-    recipe = Recipe(**named)
     model, clip_vision, vae = host.load_svd(options.checkpoint)
     if options.extension:
         extension = read_extension(options.extension)
@@ -99,7 +98,7 @@ def _train(options: argparse.Namespace, engine: Engine) -> None:
         extension = new_extension(host.base_weights(model), options.frames or 128)
     show = _shower(options.steps) if not engine.rank else (lambda progress: None)
     host.post_tune(
-        model, extension, clip_vision, vae, options.videos, (height, width), recipe, options.output,
+        model, extension, clip_vision, vae, options.videos, size, recipe, options.output,
         options.frames, options.memory, engine, on_step=show, must_keep=True,
     )  # fmt: skip
     if not engine.rank:
@@ -113,11 +112,16 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def _recipe(options: argparse.Namespace) -> Recipe:
+    return Recipe(**{option.name: getattr(options, option.name) for option in fields(Recipe) if option.name != "scale"})
+
+
 def _size(text: str) -> tuple[int, int]:
+    """Height and width."""
     sides = text.lower().replace("×", "x").split("x")
     if len(sides) != 2 or not all(side.strip().isdecimal() for side in sides):
         raise ExVideoError(f"A size is width x height in pixels, such as 512x512; got {text}.")
-    return int(sides[0]), int(sides[1])
+    return int(sides[1]), int(sides[0])
 
 
 def _shower(steps: int) -> Any:

@@ -34,8 +34,11 @@ class Zero(Accelerated):
 
     def told(self, accelerate: Any) -> dict[str, Any]:
         # accelerate knows no DeepSpeed without a GPU unless it is told how processes speak to each other.
-        handlers = [] if torch.cuda.is_available() else [accelerate.InitProcessGroupKwargs(backend="gloo")]
-        return {"kwargs_handlers": handlers}
+        if torch.cuda.is_available():
+            return {}
+        # What DeepSpeed would compile first, by a compiler that may not be there, gloo does as well.
+        imported("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False
+        return {"kwargs_handlers": [accelerate.InitProcessGroupKwargs(backend="gloo")]}
 
     def prepare(self, denoise: Any, parameters: Parameters, recipe: Recipe) -> tuple[Any, Parameters]:
         self._settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": recipe.clip_norm}

@@ -214,7 +214,7 @@ def clip(frames):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("denoise 1", {}),
+        pytest.param("denoise 1", {}, marks=pytest.mark.long),
         ("denoise 1, guidance 1 to 3", {"min_cfg": 1.0, "max_cfg": 3.0}),
         pytest.param("denoise 0.5 of a video", {"denoise": 0.5, "video": clip(FRAMES)}, marks=pytest.mark.long),
         ("denoise 0.5, guidance 3 to 1.5", {"denoise": 0.5, "video": clip(FRAMES), "min_cfg": 3.0, "max_cfg": 1.5}),

@@ -16,8 +16,8 @@ from exvideo_pack.exvideo_core.tiny import CHECKPOINT
 from dev.tiny.autoencoder import SIDE
 from dev.tiny.base import FRAMES
 from dev.tiny.data import FPS, HELD_OUT, LONG
-from dev.tiny.norms import quick_group_norms
 from dev.tiny.quality import quality
+from dev.tiny.quick import quick_group_norms
 from dev.tiny.scenes import render, scene
 from dev.tiny.ways import Studio
 
@@ -32,7 +32,8 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def studio(models):
-    return Studio(models, window=64)
+    # In half the steps that the README's figures are from, and half their time.
+    return Studio(models, window=64, steps=10)
 
 
 @pytest.fixture(scope="module")

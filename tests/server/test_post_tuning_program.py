@@ -1,13 +1,11 @@
 """Post-tuning from the command line: killed and gone on with, and in two processes."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,12 +35,10 @@ def program(tmp_path_factory):
     write_tiny_model(folder)
     for source in ("testsrc", "testsrc2", "rgbtestsrc"):
         draw_video(folder / "videos" / f"{source}.mp4", source=f"{source}=size=64x64:rate=30", seconds=0.3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_EXTENSIONS_DIR", str(folder / "compiled"))  # where DeepSpeed puts what it compiles
-        yield [
-            "-m", "exvideo_core.post_tuning", f"--checkpoint={folder / CHECKPOINT}", f"--videos={folder / 'videos'}",
-            "--frames=6", "--size=64x64", "--learning-rate=1e-4", "--save-every=1", "--average-every=2",
-        ]  # fmt: skip
+    return [
+        "-m", "exvideo_core.post_tuning", f"--checkpoint={folder / CHECKPOINT}", f"--videos={folder / 'videos'}",
+        "--frames=6", "--size=64x64", "--learning-rate=1e-4", "--save-every=1", "--average-every=2",
+    ]  # fmt: skip
 
 
 def start(program, output, *options, launched=()):
@@ -50,9 +46,7 @@ def start(program, output, *options, launched=()):
     command = [sys.executable, *launcher, *program, f"--output={output}", *options, "--", "--cpu"]
     # One thread each, so that all sums are in the same order.
     env = {**os.environ, "COMFYUI_PATH": str(host_path()), "OMP_NUM_THREADS": "1", **(FOUND if launched else {})}
-    if launched == ZERO_2:  # which compiles by the ninja that was installed with it
-        env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    elif launched != TWO or torch.cuda.is_available():
+    if launched != ZERO_2 and (launched != TWO or torch.cuda.is_available()):
         # What accelerate knows no DeepSpeed with, and what goes without saying where there is no GPU.
         env["ACCELERATE_USE_CPU"] = "true"
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -97,8 +91,8 @@ def test_two_processes_learn_as_one(program, one, tmp_path):
     same(one, tmp_path / "two", tolerance=1e-6)
 
 
-HAS_DEEPSPEED = bool(find_spec("deepspeed") and shutil.which("c++"))
-DEEPSPEED = pytest.mark.skipif(not HAS_DEEPSPEED, reason="DeepSpeed is on Linux only, and takes a C++ compiler")
+HAS_DEEPSPEED = find_spec("deepspeed") is not None
+DEEPSPEED = pytest.mark.skipif(not HAS_DEEPSPEED, reason="DeepSpeed is on Linux only")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,8 @@
-"""Group normalisation whose gradient is quick on a CPU, where torch's own takes two thirds of a training step."""
+"""Arithmetic that is quick on a CPU.
+
+Group normalisation, for torch's own takes two thirds of a training step to find its gradient; and half precision, where
+the processor knows it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+
+def half_precision() -> torch.autocast:
+    """Products and convolutions in bfloat16: half the time with AVX-512, many times as long without."""
+    return torch.autocast("cpu", torch.bfloat16, enabled="AVX512" in torch.backends.cpu.get_cpu_capability())
 
 
 @contextmanager
