@@ -42,8 +42,9 @@ def test_memory_is_the_plan_of_an_extended_model(findings, loaded, extension):
     plan = diagnosis.Memory("low", 320).plan([128, 4, 64, 64], 4, loaded[0].load_device, 0)
     (free,) = (finding.what for finding in findings if "GiB are free" in finding.what)
     (first,) = (finding.what for finding in findings if "At 512×512" in finding.what)
-    fits = plan.needed <= float(free.split()[0]) * 2**30
-    assert ("128 with low" in first) == fits
+    # What is free is told to a tenth; within that, either is right.
+    fits = {plan.needed <= (float(free.split()[0]) + rounded) * 2**30 for rounded in (-0.05, 0.05)}
+    assert ("128 with low" in first) in fits
 
 
 def test_the_node_runs_each_time(nodes, run):

@@ -34,7 +34,7 @@ def by_channels(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("frames", "budget", "park"), [(1, None, False), (9, None, False), (9, 1, False), (9, 2**20, True)]
+    ("frames", "budget", "park"), [(1, None, False), (9, None, False), (4, 1, False), (9, 2**20, True)]
 )
 def test_a_pass_is_as_near_to_float32_by_channels(
     load, extension, predict, by_channels, monkeypatch, frames, budget, park

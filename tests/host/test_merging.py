@@ -33,11 +33,16 @@ def merged(first, second, ratio):
     return ModelMergeSimple().merge(first, second, ratio)[0]
 
 
+def merged_at_once(first, second, ratio, prefix="diffusion_model."):
+    """The same for all weights whose names begin so, told at once: one by one takes the host half a minute."""
+    clone = first.clone()
+    assert clone.add_patches(second.get_key_patches(prefix), 1 - ratio, ratio)
+    return clone
+
+
 def merged_there(first, second, ratio):
     """The same for the weight KEY alone: the host takes seconds to merge all."""
-    clone = first.clone()
-    assert clone.add_patches(second.get_key_patches(KEY), 1 - ratio, ratio)
-    return clone
+    return merged_at_once(first, second, ratio, KEY)
 
 
 def patched(model):
@@ -69,7 +74,7 @@ def test_merging_blends_all_weights(model, extension, predict, other):
 def test_a_merge_of_two_models_with_the_same_extension_keeps_it_whole(model, extension, other):
     """The way to merge that the help recommends."""
     both = [host.apply_extension(each, extension) for each in (model, other[1])]
-    state = patched(merged(*both, 0.3))
+    state = patched(merged_at_once(*both, 0.3))
     for key, weight in extension.replaced_weights():
         close(state[key], weight.float())
 

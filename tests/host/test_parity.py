@@ -194,10 +194,12 @@ def chain(ours, authors, run):
         inputs = {"model": model, "positive": positive, "negative": negative, "latent": latent, "seed": SEED}
         inputs |= {"steps": STEPS, "min_cfg": min_cfg, "max_cfg": max_cfg, "denoise": denoise}
         (sampled,) = run("ExVideoSampler", **inputs, **AS_IS)
-        (finished,) = run("ExVideoSampler", **inputs)
-        (frames,) = run("ExVideoDecode", samples=finished, vae=vae)
         # A LATENT is on the scale of the autoencoder, the authors keep theirs on that of the UNet.
         scaled = model.model.latent_format.process_in
+        if pinned:  # and the rest is of no interest
+            return scaled(sampled["samples"]), None, None, inputs
+        (finished,) = run("ExVideoSampler", **inputs)
+        (frames,) = run("ExVideoDecode", samples=finished, vae=vae)
         return scaled(sampled["samples"]), scaled(finished["samples"]), frames, inputs
 
     def both(video=None, pinned=(), min_cfg=2.0, max_cfg=2.0, denoise=1.0):

@@ -24,7 +24,7 @@ SETTINGS = {
     "3.num_frames": 2,
     "ExVideoSampler.steps": 1,
 }
-LONG = {"3.num_frames": 32, "ExVideoConditioning.width": 96, "ExVideoConditioning.height": 96}
+LONG = {"3.num_frames": 16, "ExVideoConditioning.width": 96, "ExVideoConditioning.height": 96}
 
 
 def words(*arguments, url, output, **settings):
@@ -153,7 +153,7 @@ def test_a_batch_that_is_stopped_goes_on(server, tmp_path, number):
         assert "the same command goes on" in said
         assert not any(server.get("/queue").values())
     assert "2 of 3 pictures are to be done" in run(folder, url=server.url, output=output, **LONG, **seed)
-    assert [frames(output / "pictures" / f"{name}.mp4") for name in range(3)] == [32] * 3
+    assert [frames(output / "pictures" / f"{name}.mp4") for name in range(3)] == [LONG["3.num_frames"]] * 3
     ran = set(executed(server)) - before
     assert len(ran) == (4 if number == signal.SIGINT else 3)  # one of which was interrupted
 

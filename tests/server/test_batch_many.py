@@ -31,7 +31,7 @@ def all_made_once(said, output):
     assert sorted(record["files"] for record in records(output).values()) == [
         [f"pictures/{number}.mp4"] for number in range(COUNT)
     ]
-    assert [frames(output / "pictures" / f"{number}.mp4") for number in range(COUNT)] == [32] * COUNT
+    assert [frames(output / "pictures" / f"{number}.mp4") for number in range(COUNT)] == [LONG["3.num_frames"]] * COUNT
     # An item that is made is told with its file, one that goes elsewhere with its error.
     assert [said.count(f": pictures/{number}.mp4\n") for number in range(COUNT)] == [1] * COUNT
 
