@@ -41,7 +41,7 @@ def merged_at_once(first, second, ratio, prefix="diffusion_model."):
 
 
 def merged_there(first, second, ratio):
-    """The same for the weight KEY alone: the host takes seconds to merge all."""
+    """The same for the weight KEY alone."""
     return merged_at_once(first, second, ratio, KEY)
 
 

@@ -196,7 +196,7 @@ def chain(ours, authors, run):
         (sampled,) = run("ExVideoSampler", **inputs, **AS_IS)
         # A LATENT is on the scale of the autoencoder, the authors keep theirs on that of the UNet.
         scaled = model.model.latent_format.process_in
-        if pinned:  # and the rest is of no interest
+        if pinned:  # whose test compares what was sampled, and no more
             return scaled(sampled["samples"]), None, None, inputs
         (finished,) = run("ExVideoSampler", **inputs)
         (frames,) = run("ExVideoDecode", samples=finished, vae=vae)
