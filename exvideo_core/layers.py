@@ -117,14 +117,17 @@ def _is_new(weights: PositionWeights) -> bool:
     return all(torch.equal(ours.float(), new) for ours, new in zip(weights, start, strict=True))
 
 
-def check_length(frames: int, num_frames: int) -> None:
+def check_length(frames: int, num_frames: int, is_window: bool = False) -> None:
     """Raise ExVideoError when a clip, or a window of one, is longer than the extension was trained for."""
-    if frames > num_frames:
-        raise ExVideoError(
-            f"This ExVideo extension reaches {num_frames} frames, but the latent has {frames}: "
-            f"lower num_frames to at most {num_frames}. Longer videos are made by ExVideo Long Sampler, or "
-            "with ComfyUI's context windows."
-        )
+    if frames <= num_frames:
+        return
+    reach = f"This ExVideo extension reaches {num_frames} frames, but"
+    if is_window:
+        raise ExVideoError(f"{reach} a context window has {frames}: shorten the windows to at most {num_frames}.")
+    raise ExVideoError(
+        f"{reach} the latent has {frames}: lower num_frames to at most {num_frames}. Longer videos are made by ExVideo "
+        "Long Sampler, or with ComfyUI's context windows."
+    )
 
 
 def extended_res_block(
@@ -160,7 +163,7 @@ def extended_forward(
 ) -> torch.Tensor:
     """One spatio-temporal transformer layer of SVD's UNet with ExVideo's position layer inside.
 
-    The arguments after `position` are the host's, in its order.
+    The arguments after `work` are the host's, in its order.
 
     Args:
         layer: the host's `SpatialVideoTransformer`, whose modules do all the rest.

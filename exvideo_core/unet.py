@@ -17,6 +17,10 @@ ATTENTION_PATCHES = {"attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_
 """What others may have put into the host's transformer blocks, which then must run as they are."""
 COMPILE = "exvideo_compile"
 """In the host's `transformer_options`: compiles a function, where the user asked for a compiled model."""
+POSITIONS = "exvideo_positions"
+"""In the host's `transformer_options`: the new parts that belong to each copy of the UNet, where there are several."""
+_MAPS = 3
+"""Working memory of an upsampling, and of the last layers, in maps. Generous: a test counts that passes stay within."""
 ATTENTION_OVERRIDE = "optimized_attention_override"
 """In the host's `transformer_options`: another's attention function, which may look at any of the options."""
 
@@ -30,7 +34,7 @@ def extended_unet(
     UNet is as before when this returns, also by an exception.
 
     Args:
-        positions: the new parts of the 16 layers.
+        positions: the new parts of the 16 layers, but for a copy of the UNet with others, in the options' `POSITIONS`.
         work: how a pass over these latents is to be done.
         executor, args, kwargs: the host's.
 
@@ -42,8 +46,9 @@ def extended_unet(
     # The host hands on its options, and what ControlNets add, by position or by name, as its version likes.
     found = [value for value in (*args, *kwargs.values()) if isinstance(value, dict)]
     options = next((value for value in found if "wrappers" in value), {})
+    positions = options.get(POSITIONS, {}).get(unet, positions)
     rows = options.get(FRAME_NUMBERS, range(frames))
-    check_length(max(rows) + 1, positions.num_frames)
+    check_length(max(rows) + 1, positions.num_frames, FRAME_NUMBERS in options)
     if positions.change_nothing_on(rows) and not torch.is_grad_enabled():
         return executor(*args, **kwargs)
 
@@ -155,7 +160,7 @@ class _Maps:
             self._waiting = upsampled
             return stand_in(x, shape)
         out = self._work.empty(x, shape)
-        for some in self._work.over(len(x), 3, out[0]):
+        for some in self._work.over(len(x), _MAPS, out[0]):
             out[some] = upsampled[some]
         return out
 
@@ -166,6 +171,6 @@ def _per_frame(work: Work, layers: Any, x: torch.Tensor) -> torch.Tensor:
         return differentiable.per_frame(work, partial(type(layers).forward, layers), x)
     out = x.new_empty(len(x), layers[-1].out_channels, *x.shape[2:])
     norm, _, conv = layers
-    for some in work.over(len(x), 3, x[0]):
+    for some in work.over(len(x), _MAPS, x[0]):
         out[some] = conv(normalised(work.affine, norm, x[some], silu=True))
     return out

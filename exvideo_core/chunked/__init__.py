@@ -11,7 +11,7 @@ from .norms import normalised
 from .products import convolved
 from .res_block import res_block
 from .transformer import transformer
-from .work import Affine, Parked, Source, Upsampled, Work, is_led, stand_in
+from .work import Affine, Parked, Source, Upsampled, Work, is_led, is_whole, stand_in
 
 __all__ = [
     "Affine",
@@ -23,6 +23,7 @@ __all__ = [
     "decode",
     "differentiable",
     "is_led",
+    "is_whole",
     "normalised",
     "res_block",
     "stand_in",

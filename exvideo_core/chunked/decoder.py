@@ -47,6 +47,7 @@ def decode(work: Work, decoder: Any, latents: torch.Tensor) -> torch.Tensor:
 
 def _res_block(work: Work, block: Any, maps: list[Source], like: torch.Tensor) -> None:
     """The autoencoder's ResNet block, from what is in `maps` to what is in it after."""
-    out = spatial_res_block(work, maps, like, block.out_channels, lambda x, _some: block(x, None, skip_video=True))
+    with work.at_hand(like, *(part for name, part in block.named_children() if name != "time_stack")):
+        out = spatial_res_block(work, maps, like, block.out_channels, lambda x, _some: block(x, None, skip_video=True))
     temporal_res_block(work, block.time_stack, out, None, block.get_alpha(bs=1).flatten())
     maps.append(out)

@@ -99,7 +99,8 @@ def per_frame(work: Work, run: Callable[[torch.Tensor], torch.Tensor], x: torch.
 def _along_time(work: Work, norm: Any, conv: Any, clip: torch.Tensor) -> torch.Tensor:
     """Norm over the whole clip, SiLU, convolution over three frames."""
     mean, var = _again(work, clip_moments, work, clip, norm.num_groups)
-    weight, bias = (tensor.to(precise(clip)) for tensor in work.affine(norm, clip))
+    with work.affine(norm, clip) as lent:
+        weight, bias = (tensor.to(precise(clip)) for tensor in lent)
     sizes = _sizes(work, clip.shape[2], _RES_MAPS, clip[:, :, 0])
     parts = torch.split(clip, sizes, 2)
     return torch.cat([_again(work, _convolved, conv, part, mean, var, weight, bias, norm.eps) for part in parts], 2)

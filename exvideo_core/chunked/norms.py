@@ -25,9 +25,11 @@ def normalised(affine: Affine, norm: Any, x: torch.Tensor, silu: bool = False) -
         return F.silu(out, inplace=not torch.is_grad_enabled()) if silu else out
     # On a processor, too, where torch's own shares out the sums of several maps otherwise than those of one, so that
     # the result would depend on the chunks, and where it takes up to 12 times as long if channels are few.
-    weight, bias = (tensor.to(precise(x)) for tensor in affine(norm, x))
     mean, var = (_of_channels(of_group, x) for of_group in _moments(x, norm.num_groups))
-    return fused.normalised(x, *_steps(x, mean, var, weight, bias, norm.eps), silu)
+    with affine(norm, x) as lent:
+        weight, bias = (tensor.to(precise(x)) for tensor in lent)
+        steps = _steps(x, mean, var, weight, bias, norm.eps)
+    return fused.normalised(x, *steps, silu)
 
 
 def activated(x: torch.Tensor, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> torch.Tensor:

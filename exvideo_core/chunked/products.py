@@ -36,7 +36,8 @@ def pay(x: torch.Tensor, kernel: torch.Tensor) -> bool:
 def convolved(affine: Affine, layer: Any, x: torch.Tensor) -> torch.Tensor:
     """Single frames [n, C, H, W] through a 3×3 convolution of the host's, as it does it where products do not pay."""
     if pay(x, layer.weight):
-        return over_maps(x, *affine(layer, x), layer.stride[0])
+        with affine(layer, x) as lent:
+            return over_maps(x, *lent, layer.stride[0])
     out: torch.Tensor = type(layer).forward(layer, x)
     return out
 

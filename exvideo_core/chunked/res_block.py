@@ -31,9 +31,10 @@ def res_block(work: Work, block: Any, x: torch.Tensor, emb: torch.Tensor, frames
     # For all frames at once, as a processor rounds products of few rows differently from those of many.
     shift = block.emb_layers(emb)
     run = work.compiled(image_chunk)
-    out = spatial_res_block(
-        work, parts, x, block.out_channels, lambda part, some: run(work.affine, block, part, shift[some])
-    )
+    with work.at_hand(x, block.in_layers, block.out_layers, block.skip_connection):
+        out = spatial_res_block(
+            work, parts, x, block.out_channels, lambda part, some: run(work.affine, block, part, shift[some])
+        )
     share = 1 - block.time_mixer.get_alpha(None, x.device).flatten()
     for start in range(0, len(out), frames):
         video = slice(start, start + frames)
@@ -50,11 +51,11 @@ def image_chunk(affine: Affine, block: Any, x: torch.Tensor, shift: torch.Tensor
     """
     norm_in, _, conv_in = block.in_layers
     norm_out, *_, conv_out = block.out_layers
-    kernel, bias = affine(conv_in, x)
     hidden = normalised(affine, norm_in, x, silu=True)
-    large = products.pay(hidden, kernel)
-    hidden = products.over_maps(hidden, kernel, None) if large else conv_in._conv_forward(hidden, kernel, None)
-    hidden += (shift + bias)[..., None, None]
+    with affine(conv_in, x) as (kernel, bias):
+        large = products.pay(hidden, kernel)
+        hidden = products.over_maps(hidden, kernel, None) if large else conv_in._conv_forward(hidden, kernel, None)
+        hidden += (shift + bias)[..., None, None]
     hidden = normalised(affine, norm_out, hidden, silu=True)
     return products.convolved(affine, conv_out, hidden).add_(block.skip_connection(x))
 
@@ -92,12 +93,13 @@ def temporal_res_block(
     norm_in, _, conv_in = stack.in_layers
     norm_out, *_, conv_out = stack.out_layers
     hidden = torch.empty_like(clip)
-    kernel, bias = work.affine(conv_in, clip)
-    shift = (bias if shift is None else shift + bias)[..., None, None]
-    for some, result in _along_time(work, norm_in, conv_in, clip, kernel, None):
-        torch.add(result, shift, out=hidden[:, :, some])
+    with work.at_hand(clip, conv_in), work.affine(conv_in, clip) as (kernel, bias):
+        shift = (bias if shift is None else shift + bias)[..., None, None]
+        for some, result in _along_time(work, norm_in, conv_in, clip, kernel, None):
+            torch.add(result, shift, out=hidden[:, :, some])
     # Temporal maps are the spatial ones and what is added to them: so the mixture is these and a share of that.
-    kernel, bias = (tensor * share.to(tensor) for tensor in work.affine(conv_out, clip))
+    with work.affine(conv_out, clip) as lent:
+        kernel, bias = (tensor * share.to(tensor) for tensor in lent)
     for some, result in _along_time(work, norm_out, conv_out, hidden, kernel, bias):
         clip[:, :, some] += result
 
@@ -107,7 +109,8 @@ def _along_time(
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Norm over the whole clip, SiLU, convolution over three frames: results for some rows of all maps at a time."""
     mean, var = clip_moments(work, clip, norm.num_groups)
-    scale = *(tensor.to(precise(clip)) for tensor in work.affine(norm, clip)), norm.eps
+    with work.affine(norm, clip) as lent:
+        scale = *(tensor.to(precise(clip), copy=True) for tensor in lent), norm.eps
     run = work.compiled(temporal_chunk)
     if channels_are_last(clip) and not clip.is_cpu:
         kernel = kernel.contiguous(memory_format=torch.channels_last_3d)

@@ -11,7 +11,7 @@ from einops import rearrange
 
 from . import fused, products
 from .norms import normalised
-from .work import Affine, Work, is_led
+from .work import Affine, Work, is_led, is_whole
 
 # Working memory in maps of the layer's own width. Generous: a test counts that passes stay within.
 _SPATIAL_MAPS, _CONV_MAPS, _TEMPORAL_MAPS = 21, 4, 23
@@ -46,21 +46,28 @@ def transformer(
     tokens_of_x = x.flatten(2).transpose(1, 2)  # a view, so that adding to it adds to x
     spatial = x.new_empty(tokens_of_x.shape)
     said, run = said_of(layer.transformer_blocks[0], context), work.compiled(spatial_chunk)
-    for some in work.over(len(x), _SPATIAL_MAPS, x[0]):
-        spatial[some] = run(work.affine, layer, x[some], said[some], options)
+    with work.at_hand(x, layer.norm, layer.proj_in, *_parts(layer.transformer_blocks[0])):
+        for some in work.over(len(x), _SPATIAL_MAPS, x[0]):
+            spatial[some] = run(work.affine, layer, x[some], said[some], options)
 
     run = work.compiled(temporal_chunk)
     said = said_of(layer.time_stack[0], (context if time_context is None else time_context)[::frames])
     embedded = position.embedded(rows, x, layer.time_pos_embed)
-    for video, start in enumerate(range(0, len(x), frames)):
-        clip, out = spatial[start : start + frames], tokens_of_x[start : start + frames]
-        volume = rearrange(clip, "t (h w) c -> t h w c", h=height)
-        for band in work.over(height, _CONV_MAPS, volume[:, 0], halo=2):
-            temporal = _positioned(work.affine, position, volume, embedded, band)
-            for some in work.over(temporal.shape[1], _TEMPORAL_MAPS, clip[:, 0]):
-                cells = slice(band.start * width + some.start, band.start * width + some.stop)
-                out[:, cells] += run(work.affine, layer, clip[:, cells], temporal[:, some], said[video], options)
+    with work.at_hand(x, position.conv, layer.proj_out, *_parts(layer.time_stack[0])):
+        for video, start in enumerate(range(0, len(x), frames)):
+            clip, out = spatial[start : start + frames], tokens_of_x[start : start + frames]
+            volume = rearrange(clip, "t (h w) c -> t h w c", h=height)
+            for band in work.over(height, _CONV_MAPS, volume[:, 0], halo=2):
+                temporal = _positioned(work.affine, position, volume, embedded, band)
+                for some in work.over(temporal.shape[1], _TEMPORAL_MAPS, clip[:, 0]):
+                    cells = slice(band.start * width + some.start, band.start * width + some.stop)
+                    out[:, cells] += run(work.affine, layer, clip[:, cells], temporal[:, some], said[video], options)
     return x
+
+
+def _parts(block: Any) -> list[Any]:
+    """What `_block` runs of the host's transformer block: all but the cross-attention."""
+    return [part for name, part in block.named_children() if name not in ("attn2", "norm2")]
 
 
 def spatial_chunk(
@@ -112,8 +119,7 @@ def _positioned(affine: Affine, position: Any, clip: torch.Tensor, embedded: tor
     above, below = max(band.start - 1, 0), min(band.stop + 1, height)
     # With one cell more on each side, into which the inside is written without a copy on the way.
     shape = frames + 2, band.stop - band.start + 2, width + 2
-    kernel, bias = affine(position.conv, clip)
-    by_products = products.pay(clip, kernel)
+    by_products = products.pay(clip, position.conv.weight)
     if clip.device.type == "cpu" and not by_products:
         # The layout that a processor's convolution reads best; in the other it would lay out its weights anew.
         padded = clip.new_empty(channels, *shape).permute(1, 2, 3, 0)
@@ -125,11 +131,12 @@ def _positioned(affine: Affine, position: Any, clip: torch.Tensor, embedded: tor
     _mirror(padded[1:-1, :, 1:-1], 1, height, band.start == 0, band.stop == height)
     _mirror(padded[1:-1], 2, width)
     _mirror(padded, 0, frames)
-    if by_products:
-        return rearrange(products.over_places(padded, kernel, bias), "t h w c -> t (h w) c")
-    if clip.device.type != "cpu":
-        kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
-    mixed = position.conv._conv_forward(rearrange(padded, "t h w c -> 1 c t h w"), kernel, bias)
+    with affine(position.conv, clip) as (kernel, bias):
+        if by_products:
+            return rearrange(products.over_places(padded, kernel, bias), "t h w c -> t (h w) c")
+        if clip.device.type != "cpu":
+            kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
+        mixed = position.conv._conv_forward(rearrange(padded, "t h w c -> 1 c t h w"), kernel, bias)
     return rearrange(mixed, "1 c t h w -> t (h w) c")
 
 
@@ -165,11 +172,12 @@ def _feed_forward(affine: Affine, ff: Any, x: torch.Tensor) -> torch.Tensor:
     if torch.is_grad_enabled() or not _is_plain(gated.proj, x):
         out: torch.Tensor = ff(x)
         return out
-    weights = (tensor.chunk(2) for tensor in affine(gated.proj, x))
-    values, gates = (F.linear(x, *half) for half in zip(*weights, strict=True))
+    with affine(gated.proj, x) as lent:
+        values, gates = (F.linear(x, *half) for half in zip(*(tensor.chunk(2) for tensor in lent), strict=True))
     hidden = fused.gated(values, gates)
     if products.suit(hidden) and _is_plain(last, hidden):
-        return products.in_pieces(hidden, *affine(last, hidden))
+        with affine(last, hidden) as lent:
+            return products.in_pieces(hidden, *lent)
     projected: torch.Tensor = last(hidden)
     return projected
 
@@ -180,6 +188,4 @@ def _is_plain(layer: Any, x: torch.Tensor) -> bool:
     Others may have led it elsewhere; quantized weights have products of their own; and weights that wait in main
     memory the host fetches while it computes. Those that newer hosts stream are at hand (`_v` is their mark).
     """
-    weight = layer.weight
-    whole = type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.element_size() > 1
-    return whole and not is_led(layer) and (weight.device == x.device or hasattr(layer, "_v"))
+    return is_whole(layer.weight) and not is_led(layer) and (layer.weight.device == x.device or hasattr(layer, "_v"))

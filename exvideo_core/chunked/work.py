@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,8 +11,11 @@ import torch
 
 from ..budget import MIB, chunks
 
-Affine = Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Weight and bias of a normalisation module as they act on a tensor, wherever and however they are stored."""
+Affine = Callable[[Any, torch.Tensor], AbstractContextManager[tuple[torch.Tensor, torch.Tensor]]]
+"""Lends weight and bias of a module as they act on a tensor, wherever and however they are stored, to a `with`. One at
+a time, but for those that are at hand: the next may be lent in the same place."""
+AtHand = Callable[..., AbstractContextManager[None]]
+"""Given a tensor and modules, keeps what these do to tensors like it where it is, for the length of a `with`."""
 Arithmetic = Callable[..., torch.Tensor]
 """What is done to one chunk."""
 BLOCK = 64 * MIB
@@ -35,6 +38,7 @@ class Work:
     Attributes:
         budget: bytes of working memory beside the maps that a layer has to hold; None works on all at once.
         affine: see `Affine`.
+        at_hand: see `AtHand`; for what several chunks need.
         park: keep skip connections in main memory until they are needed.
         pin: in memory that is page-locked, which the device copies from while it works on.
         check: called before each chunk; raises to end the pass there.
@@ -44,7 +48,8 @@ class Work:
     """
 
     budget: int | None = None
-    affine: Affine = lambda module, x: (module.weight, module.bias)
+    affine: Affine = lambda module, x: nullcontext((module.weight, module.bias))
+    at_hand: AtHand = lambda x, *modules: nullcontext()
     park: bool = False
     pin: bool = False
     check: Callable[[], None] = lambda: None
@@ -107,11 +112,13 @@ def frames_in_a_block(x: torch.Tensor) -> int:
 
 def _in_main_memory(x: torch.Tensor, pin: bool) -> torch.Tensor:
     # In the layout of x, which otherwise would be laid out anew on the device first.
-    kept = torch.empty_like(x, device="cpu")
-    if pin:
-        # Where no more can be locked, the device waits for its copies.
-        with suppress(RuntimeError):
-            kept = torch.empty_like(x, device="cpu", pin_memory=True)
+    try:
+        kept = torch.empty_like(x, device="cpu", pin_memory=pin)
+    except RuntimeError:
+        if not pin:
+            raise
+        # No more can be locked: the device waits for its copies.
+        kept = torch.empty_like(x, device="cpu")
     # A copy that is not waited for runs in the order of the other work, so x may be written over at once.
     return kept.copy_(x, non_blocking=kept.is_pinned())
 
@@ -144,6 +151,11 @@ def is_led(module: Any) -> bool:
     forward = vars(module).get("forward")
     led = forward is not None and getattr(forward, "__func__", None) is not type(module).forward
     return led or bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def is_whole(weight: Any) -> bool:
+    """Whether a weight is an ordinary tensor, of 16 bits a number at least."""
+    return type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.element_size() > 1
 
 
 def channels_are_last(x: torch.Tensor) -> bool:

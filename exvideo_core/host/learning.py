@@ -20,7 +20,7 @@ from ..layers import PositionLayers
 from ..types import ExVideoError, LatentShape
 from ..unet import ATTENTION_OVERRIDE, extended_unet
 from .identity import encoder_identity
-from .memory import work
+from .memory import computes_in, work
 from .patch import KEY, require_svd
 from .running import encode_clip, encode_frames, require_token
 
@@ -105,7 +105,7 @@ def latent_scale(model: Any) -> float:
 
 def computes_in_half(model: Any) -> bool:
     """Whether a pass computes in float16, whose gradients have to be scaled."""
-    return (model.model.manual_cast_dtype or model.model.get_dtype()) == torch.float16
+    return computes_in(model) == torch.float16
 
 
 def training_memory(model: Any, latent: LatentShape, spread_over: int = 1) -> tuple[int, int]:
@@ -114,7 +114,7 @@ def training_memory(model: Any, latent: LatentShape, spread_over: int = 1) -> tu
     Args:
         spread_over: devices that share parameters, gradients and moments.
     """
-    dtype = model.model.manual_cast_dtype or model.model.get_dtype()
+    dtype = computes_in(model)
     channels = model.model.model_config.unet_config["model_channels"]
     one_map = channels * latent.frames * latent.height * latent.width * dtype.itemsize
     trained = sum(t.numel() for key, t in model.model.diffusion_model.state_dict().items() if "time_stack" in key)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
-import comfy.ops
 import torch
 
 from ..budget import MIB, Pass, plan_pass
 from ..chunked import Work
 from ..layers import PositionLayers
 from ..unet import attention_is_patched
+from .weights import Lent, at_hand
 
 log = logging.getLogger(__name__)
 OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
@@ -25,15 +25,9 @@ WHOLE_CLIPS = 7 * 4
 float32 in the sampler, twice as conditions, twice as predictions."""
 
 
-def affine(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of a module of the host as they act on x: patched, cast, and where x is."""
-    weight, bias = comfy.ops.cast_bias_weight(module, x)
-    return weight, bias
-
-
 def work(budget: int | None, park: bool = False, pin: bool = False) -> Work:
     """Work on the host's modules, which an interrupt ends before the next chunk."""
-    return Work(budget, affine, park, pin, comfy.model_management.throw_exception_if_processing_interrupted)
+    return Work(budget, Lent, at_hand, park, pin, comfy.model_management.throw_exception_if_processing_interrupted)
 
 
 def free_memory(patcher: Any, device: torch.device) -> int:
@@ -45,9 +39,11 @@ def free_memory(patcher: Any, device: torch.device) -> int:
 def ran_out_of_memory(error: Exception) -> bool:
     """Whether an error says that a device has no more memory; newer hosts know more of these."""
     by_host = getattr(comfy.model_management, "is_oom", None)
-    if by_host is not None:  # clears away what some of them leave behind
-        return bool(by_host(error))
-    return isinstance(error, OUT_OF_MEMORY) or (isinstance(error, _OF_DEVICE) and "out of memory" in str(error))
+    if by_host is not None and by_host(error):  # clears away what some of them leave behind
+        return True
+    # Apple's GPUs say it by an error of no class of its own.
+    told = isinstance(error, (_OF_DEVICE, RuntimeError)) and "out of memory" in str(error)
+    return told or isinstance(error, OUT_OF_MEMORY)
 
 
 @dataclass
@@ -57,7 +53,8 @@ class Memory:
     Attributes:
         setting: a name in `budget.BUDGETS`.
         channels: of the UNet's first level.
-        patcher: a model on the device, for newer hosts, which see more free memory than there is beside it.
+        patcher: a model on the device, of which newer hosts know how much memory it can have, weights that they would
+            give up for it included.
         ran_out: numbers in the latents of a pass in which memory ran out, and bytes that passes as large may work in
             since; None before it ever did.
     """
@@ -66,17 +63,22 @@ class Memory:
     channels: int
     patcher: Any = None
     ran_out: tuple[int, int] | None = None
-    _tried: int | None = None
-    """Bytes that the pass under way works in; None where it is not ours."""
+    _tried: dict[torch.device, int] = field(default_factory=dict)
+    """Bytes that the pass under way on a device works in; none where it is not ours."""
+    _has_locked: bool = False
+    """Whether main memory may have been page-locked in this sampling."""
 
     def __call__(self, x: torch.Tensor) -> Work:
         """How a pass over latents [videos · frames, C, H, W] is to be done."""
         on_cpu = comfy.model_management.is_device_cpu(x.device)
         free = 0 if on_cpu else free_memory(self.patcher, x.device)
-        self._tried, park, _ = self.plan(x.shape, x.element_size(), x.device, free)
+        size, park, _ = self.plan(x.shape, x.element_size(), x.device, free)
         if self.ran_out is not None and x.numel() >= self.ran_out[0]:
-            self._tried, park = min(self._tried, self.ran_out[1]), _has_its_own_memory(x.device)
-        return work(self._tried, park, park and _can_be_locked(x.device))
+            size, park = min(size, self.ran_out[1]), _has_its_own_memory(x.device)
+        self._tried[x.device] = size
+        locks = park and _can_be_locked(x.device)
+        self._has_locked |= locks
+        return work(size, park, locks)
 
     def plan(self, shape: Sequence[int], element: int, device: torch.device, free: int) -> Pass:
         """How a pass over latents [frames, C, H, W], of `element` bytes a number, fits into `free` bytes."""
@@ -90,17 +92,21 @@ class Memory:
 
         A wrapper around the host's UNet, outside the one that extends it.
         """
+        device, before = args[0].device, self.ran_out
         while True:
-            self._tried = None
+            self._tried.pop(device, None)
             try:
                 # The host takes what it adds from lists in here, so a second try needs them whole.
                 return executor(*(_copied(value) for value in args), **kwargs)
             except Exception as error:
+                tried = self._tried.get(device, 0)
                 # What the host does its own way would only run out again.
-                if not ran_out_of_memory(error) or self._tried is None or self._tried <= MIB:
+                if not ran_out_of_memory(error) or tried <= MIB:
+                    # Nothing was learned: what took the memory may be gone next time.
+                    self.ran_out = before
                     raise
             # Only now, without the exception, which holds on to all that the pass had.
-            self.ran_out = args[0].numel(), self._tried // 4
+            self.ran_out = args[0].numel(), tried // 4
             comfy.model_management.soft_empty_cache()
             log.warning(
                 "ExVideo ran out of memory and goes on in smaller chunks, of %d MiB: a smaller setting of memory "
@@ -108,8 +114,25 @@ class Memory:
                 self.ran_out[1] // MIB,
             )
 
+    def give_back(self, _model: Any) -> None:
+        """Let go of main memory that was page-locked for skip connections, 1.6 GiB for 128 frames at 512×512: torch
+        would keep it for the next that wants some.
+
+        A callback at the end of the host's sampling.
+        """
+        if self._has_locked:
+            self._has_locked = False
+            _give_back_locked_memory()
+
     def prepared(
-        self, positions: PositionLayers, executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any
+        self,
+        positions: PositionLayers,
+        executor: Any,
+        model: Any,
+        noise_shape: Any,
+        conds: Any = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """Tell the host, which loads the model for sampling, what a pass takes: far less than it thinks.
 
@@ -120,19 +143,37 @@ class Memory:
         places = ("context_handler", "sampler_calc_cond_batch_function")
         lengths = [getattr(model.model_options.get(place), "context_length", noise_shape[0]) for place in places]
         frames = min(noise_shape[0], *lengths)
-        dtype = model.model.manual_cast_dtype or model.model.get_dtype()
         device = model.load_device
-        weights = model.model_size() + sum(part.model_size() for part in model.get_nested_additional_models())
+        beside = [part for part in model.get_nested_additional_models() if part.load_device == device]
+        weights = sum(part.model_size() for part in (model, *beside))
         free = int(comfy.model_management.get_total_memory(device)) - weights
-        needed = self.plan([frames, *noise_shape[1:]], dtype.itemsize, device, free).needed
+        needed = self.plan([frames, *noise_shape[1:]], computes_in(model).itemsize, device, free).needed
         one = max(int(model.model.memory_required([1, *noise_shape[1:]])), 1)
         options = model.model_options.get("transformer_options", {})
-        if attention_is_patched(options) or positions.change_nothing_on(range(frames)):
+        by_host = attention_is_patched(options) or _has_several_tokens(conds)
+        if by_host or positions.change_nothing_on(range(frames)):
             needed = frames * one
         if frames < noise_shape[0]:
             needed += WHOLE_CLIPS * math.prod(noise_shape)
         images = max(1, min(noise_shape[0], -(-needed // one)))
-        return executor(model, [images, *noise_shape[1:]], *args, **kwargs)
+        return executor(model, [images, *noise_shape[1:]], conds, *args, **kwargs)
+
+
+def _give_back_locked_memory() -> None:
+    empty = getattr(torch._C, "_host_emptyCache", None)  # of torch 2.5 and newer
+    if empty is not None:
+        empty()
+
+
+def computes_in(model: Any) -> torch.dtype:
+    """The precision that a MODEL computes in, which nodes of the host can set."""
+    return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
+
+
+def _has_several_tokens(conds: Any) -> bool:
+    """Whether conditions, lists of the host's by name, have more than a single image token."""
+    tokens = (entry.get("cross_attn") for entries in (conds or {}).values() for entry in entries)
+    return any(token is not None and token.shape[1] > 1 for token in tokens)
 
 
 def _has_its_own_memory(device: torch.device) -> bool:

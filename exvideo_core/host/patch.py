@@ -12,13 +12,13 @@ import comfy.model_base
 import comfy.model_patcher
 import comfy.ops
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..budget import check_setting
 from ..extension import Extension, check_fit
 from ..layers import PositionLayers
 from ..types import ExVideoError
-from ..unet import COMPILE, extended_unet
+from ..unet import COMPILE, POSITIONS, extended_unet
 from .memory import Memory
 from .windows import one_noise_level, window_conditions
 
@@ -110,7 +110,7 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
 
     positions = PositionLayers(extension.position_weights(strength), comfy.ops.manual_cast)
     beside = ModelPatcher(positions, model.load_device, model.offload_device)
-    # By this newer hosts make another of it, for another GPU.
+    # By this newer hosts make another of it for another GPU, which `_innermost` finds.
     beside.cached_patcher_init = (_another, (positions, model.load_device, model.offload_device))
     clone.set_additional_models(KEY, [beside])
     doing = Memory(memory, model.model.model_config.unet_config["model_channels"], beside)
@@ -127,6 +127,8 @@ def apply_extension(model: Any, extension: Extension, strength: float = 1.0, mem
         clone.remove_wrappers_with_key(place, KEY)
         for wrapper in wrappers:
             clone.add_wrapper_with_key(place, KEY, wrapper)
+    clone.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, KEY)
+    clone.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, doing.give_back)
     return clone
 
 
@@ -167,15 +169,21 @@ def _place(model: Any, key: str) -> int:
 def _innermost(
     executor: Any, model: Any, noise_shape: Any, conds: Any, model_options: Any = None, **kwargs: Any
 ) -> Any:
-    """Put our way to calculate predictions, one after the other, inside all others', whoever came first.
+    """Put our way to calculate predictions, one after the other, inside all others', whoever came first; and the new
+    parts of each copy of the UNet, of which newer hosts make one for each GPU, where its passes find them.
 
     A wrapper around the host's preparation, when the options are the run's own. What others do there is meant for all
     predictions of a step: EasyCache decides there once whether to skip the step.
     """
-    wrappers = (model_options or {}).get("transformer_options", {}).get("wrappers", {})
-    by_key = wrappers.get(WrappersMP.CALC_COND_BATCH, {})
+    options = (model_options or {}).get("transformer_options", {})
+    by_key = options.get("wrappers", {}).get(WrappersMP.CALC_COND_BATCH, {})
     if KEY in by_key:
         by_key[KEY] = by_key.pop(KEY)  # the last is the innermost
+    options[POSITIONS] = {
+        copy.model.diffusion_model: part.model
+        for copy in (model, *model.get_nested_additional_models())
+        for part in copy.get_additional_models_with_key(KEY)
+    }
     return executor(model, noise_shape, conds, model_options=model_options, **kwargs)
 
 

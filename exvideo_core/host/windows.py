@@ -60,10 +60,11 @@ def _apart(
     """One prediction after the other: together they would take twice the memory, and a long clip gains no time.
 
     Where others have put something into the host's attention, the host decides: it may look from one prediction to
-    the other, as NAG does.
+    the other, as NAG does. And where it has several GPUs, which make a prediction each.
     """
     _, _, options, *_ = args
-    if positions.change_nothing_on(rows) or attention_is_patched(options.get("transformer_options", {})):
+    by_host = "multigpu_clones" in options or attention_is_patched(options.get("transformer_options", {}))
+    if by_host or positions.change_nothing_on(rows):
         return executor(model, conds, *args)
     # Each keeps its place in the list, by which patches tell the conditional one from the other.
     return [

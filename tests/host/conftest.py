@@ -83,6 +83,28 @@ def load(models, monkeypatch):
     return call
 
 
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Tell the host that it has a device of its own, with room for a third of a model."""
+    import comfy.model_management
+
+    management = comfy.model_management
+
+    def tell(size):
+        monkeypatch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
+        monkeypatch.setattr(management, "is_device_cpu", lambda device: False)
+        room = management.minimum_inference_memory() + size // 3
+
+        def free(device=None, torch_free_too=False):
+            return (room, room) if torch_free_too else room
+
+        monkeypatch.setattr(management, "get_free_memory", free)
+
+    yield tell
+    monkeypatch.undo()
+    management.unload_all_models()
+
+
 @pytest.fixture(scope="session")
 def extension(models):
     from exvideo_pack.exvideo_core.extension import read_extension

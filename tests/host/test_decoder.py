@@ -5,7 +5,8 @@ import pytest
 import torch
 from exvideo_pack.exvideo_core import budget, chunked
 from exvideo_pack.exvideo_core.host import decoder
-from exvideo_pack.exvideo_core.host.memory import OUT_OF_MEMORY, affine
+from exvideo_pack.exvideo_core.host.memory import OUT_OF_MEMORY
+from exvideo_pack.exvideo_core.host.weights import Lent, at_hand
 
 from benchmarks.counted import GIB, MIB, SIZES, decoder_peak
 from benchmarks.fake import our_decoder
@@ -23,7 +24,7 @@ def error(ours, theirs):
 @pytest.mark.parametrize("size", [None, 1, 300_000])
 def test_chunks_decode_as_the_host_does(loaded, frames, height, width, size):
     network, x = loaded[2].first_stage_model, latents(frames, height, width)
-    ours = chunked.decode(chunked.Work(size, affine), network.decoder, x)
+    ours = chunked.decode(chunked.Work(size, Lent, at_hand), network.decoder, x)
     assert error(ours, network.decode(x)) < 3e-6
 
 

@@ -28,26 +28,6 @@ def new(model):
     return new_extension(host.base_weights(model), 40)
 
 
-@pytest.fixture
-def little_memory(monkeypatch):
-    """Tell the host that it has a device of its own, with room for a third of a model."""
-    management = comfy.model_management
-
-    def tell(size):
-        monkeypatch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
-        monkeypatch.setattr(management, "is_device_cpu", lambda device: False)
-        room = management.minimum_inference_memory() + size // 3
-
-        def free(device=None, torch_free_too=False):
-            return (room, room) if torch_free_too else room
-
-        monkeypatch.setattr(management, "get_free_memory", free)
-
-    yield tell
-    monkeypatch.undo()
-    management.unload_all_models()
-
-
 def lora(*keys):
     """A LoRA as its file has it, of rank 2, on linear layers of SVD's UNet."""
     generator = torch.Generator().manual_seed(7)

@@ -131,6 +131,15 @@ def test_out_of_memory_for_good_is_told(extended, predict, within):
     with pytest.raises(OUT_OF_MEMORY):
         predict(short, 30)
     assert not any("forward" in vars(m) for m in short.model.diffusion_model.modules())
+    # What took the memory may be gone: the next pass is not made in the smallest chunks for it.
+    (doing,) = (w.__self__ for w in _wrapped(extended) if isinstance(getattr(w, "__self__", None), memory.Memory))
+    assert doing(torch.empty(30, 8, 16, 16)).budget == 64 * MIB
+
+
+def _wrapped(model):
+    """The functions around the UNet, out of what keeps a compiler from them."""
+    for wrapper in model.get_wrappers(WrappersMP.DIFFUSION_MODEL, "exvideo"):
+        yield getattr(wrapper, "_torchdynamo_orig_callable", wrapper)
 
 
 def test_a_pass_of_the_hosts_own_is_not_tried_again(loaded, predict):
@@ -164,12 +173,35 @@ def test_the_host_reckons_for_itself_where_its_own_layers_work(loaded, extended,
     patched = extended.clone()
     patched.set_model_attn1_patch(lambda q, k, v, _options: (q, k, v))
     new = host.apply_extension(loaded[0], new_extension(host.base_weights(loaded[0]), 128))
+    one, two = ({"positive": [{"cross_attn": torch.zeros(1, tokens, 64)}]} for tokens in (1, 2))
     told = {}
-    for name, model, frames in (("patched", patched, 100), ("extended", extended, 100), ("new", new, 20)):
+    for name, model, frames, conds in (
+        ("patched", patched, 100, one),
+        ("extended", extended, 100, one),
+        ("two tokens", extended, 100, two),
+        ("new", new, 20, one),
+    ):
         *_, prepare = model.get_wrappers(WrappersMP.PREPARE_SAMPLING, "exvideo")
-        prepare(lambda _model, shape, name=name: told.update({name: shape[0]}), model, [frames, 4, 64, 64])
-    assert told["patched"] == 100 > told["extended"]
+        prepare(lambda _model, shape, _, name=name: told.update({name: shape[0]}), model, [frames, 4, 64, 64], conds)
+    assert told["patched"] == told["two tokens"] == 100 > told["extended"]
     assert told["new"] == 20
+
+
+def test_the_precision_that_a_node_sets_is_reckoned_with(extended):
+    """As the host's node for it does, by a patch of an object."""
+    half, double = extended.clone(), extended.clone()
+    half.add_object_patch("manual_cast_dtype", torch.float16)
+    double.add_object_patch("manual_cast_dtype", torch.float64)
+    assert [memory.computes_in(model) for model in (half, extended, double)] == [
+        torch.float16,
+        torch.float32,
+        torch.float64,
+    ]
+    told = []
+    for model in (half, double):
+        *_, prepare = model.get_wrappers(WrappersMP.PREPARE_SAMPLING, "exvideo")
+        prepare(lambda _model, shape, _: told.append(shape[0]), model, [1000, 4, 64, 64])
+    assert told[0] < told[1]
 
 
 def test_the_host_asks_for_what_a_pass_takes(extended, loaded, predict, monkeypatch):
@@ -199,7 +231,7 @@ def test_the_host_is_told_of_a_window_and_not_of_the_whole_clip(extended):
     told = []
     for which, frames in ((windowed, 4096), (extended, 16), (extended, 4096)):
         *_, prepare = which.get_wrappers(WrappersMP.PREPARE_SAMPLING, "exvideo")
-        prepare(lambda _model, shape: told.append(shape[0]), which, [frames, 4, 64, 64])
+        prepare(lambda _model, shape, _: told.append(shape[0]), which, [frames, 4, 64, 64])
     assert told[1] < told[0] < told[2]
     # Beside a window's pass, the noised latents and predictions of the whole clip.
     one = extended.model.memory_required([1, 4, 64, 64])
@@ -273,6 +305,22 @@ def test_parked_skip_connections_change_nothing(extended, predict, like_a_gpu, m
     assert not parked
     assert len(seen) == 12
     assert all(skip[2:] == h[2:] and real for h, skip, real in seen)
+
+
+def test_memory_that_was_locked_is_given_back(extended, extension, predict, like_a_gpu, monkeypatch):
+    """When a sampling ends, and only where there was some."""
+    given = []
+    monkeypatch.setattr(memory, "_give_back_locked_memory", lambda: given.append(1))
+    predict(extended, 30)
+    assert not given
+    like_a_gpu(0)
+    monkeypatch.setattr(memory, "_can_be_locked", lambda device: True)
+    for count in (1, 2):
+        predict(extended, 30)
+        assert len(given) == count
+    # Applied once more, and cloned, it is done once.
+    predict(host.apply_extension(extended, extension).clone(), 30)
+    assert len(given) == 3
 
 
 def test_a_patch_before_the_skip_connections_still_works(extended, predict, like_a_gpu):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from comfy.ldm.modules.diffusionmodules import model
 from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.extension import read_extension
 from exvideo_pack.exvideo_core.files import open_tensors
@@ -12,6 +13,9 @@ from dev.tiny import trained
 from dev.tiny.data import LONG
 from dev.tiny.scenes import PACE
 
+pytestmark = pytest.mark.skipif(
+    hasattr(model, "conv_carry_causal_3d"), reason="newer hosts' decoder takes one clip; `dev` has a host of its own"
+)
 STAGES = (*trained.STAGES, "extension")
 RECIPE = tiny.Recipe(
     autoencoder=(1, 1e-3),

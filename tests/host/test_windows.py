@@ -109,7 +109,7 @@ def test_a_window_beyond_the_extension_is_told(loaded, extension, run, condition
     from exvideo_pack.exvideo_core.types import ExVideoError
 
     model = windowed(host.apply_extension(loaded[0], shorter(extension, 10)))
-    with pytest.raises(ExVideoError, match="reaches 10 frames, but the latent has 16"):
+    with pytest.raises(ExVideoError, match="reaches 10 frames, but a context window has 16: shorten"):
         run("ExVideoSampler", model=model, **conditions)
 
 
