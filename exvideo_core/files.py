@@ -118,7 +118,7 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
     # In the same folder, so that the rename is atomic; hidden, nobody else's, and short, whatever the name.
     own = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     partial = path.with_name(f".{own}.{os.getpid()}.part")
-    _remove_abandoned(path.parent)
+    remove_abandoned(path.parent)
     try:
         yield partial
         # A power cut must not leave the name without the content.
@@ -178,7 +178,7 @@ def claimed(folder: Path, stem: str, number: int, suffix: str) -> Iterator[Claim
             f"Nothing can be saved in {folder} ({error}): make it writable, or choose another name."
         ) from error
     # Not before, or of two writers one might remove what the other has just claimed.
-    _remove_abandoned(folder)
+    remove_abandoned(folder)
     try:
         yield claim
     except BaseException:
@@ -227,10 +227,11 @@ def _rename(path: Path, to: Path) -> None:
             time.sleep(_PATIENCE / 10)
 
 
-def _remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path, age: float = _ABANDONED) -> None:
+    """Remove half-written files that nobody goes on with: those of so many seconds, all where nobody else writes."""
     with suppress(OSError):
         for path in folder.iterdir():
-            if _PARTIAL.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _ABANDONED:
+            if _PARTIAL.fullmatch(path.name) and time.time() - path.lstat().st_mtime >= age:
                 _remove(path)
 
 
@@ -252,10 +253,11 @@ def looks_like(names: Shapes) -> str:
 
 
 def _what_it_is(path: Path, error: Exception) -> str:
-    if not path.is_file():
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(64).lstrip()
+    except OSError:
         return f"it cannot be opened ({error})"
-    with path.open("rb") as file:
-        beginning = file.read(64).lstrip()
     if not beginning:
         return "it is empty"
     for start, kind in _BEGINNINGS.items():

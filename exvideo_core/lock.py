@@ -1,4 +1,4 @@
-"""One run to a folder, also among processes that know nothing of each other."""
+"""One writer to a folder, also among processes that know nothing of each other."""
 
 from __future__ import annotations
 
@@ -8,38 +8,60 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..types import ExVideoError
+from .types import ExVideoError
 
 _NAME = ".lock"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep others from training in a folder. The system itself lets go of the lock of a process that is killed.
+def locked(folder: Path, told: str) -> Iterator[None]:
+    """Keep others from a folder. The system itself lets go of the lock of a process that is killed.
 
     Where files cannot be locked, as on some network drives, nobody is kept from it.
 
+    Args:
+        folder: made where it is missing, and removed again where nothing else came into it.
+        told: what a person is told where another process has it.
+
     Raises:
-        ExVideoError: another process trains there.
+        ExVideoError: another process has it.
     """
-    file = -1
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    path, is_new = folder / _NAME, not folder.exists()
+    file = _taken(path, told)
     try:
-        if file >= 0 and _is_taken(file):
-            raise ExVideoError(
-                f"Another post-tuning is running in {folder}: wait until it has ended, or choose another run_name or "
-                "--output."
-            )
         yield
     finally:
-        # It stays there, for another process may just have opened it.
         if file >= 0:
+            with suppress(OSError):  # Windows removes no file that is open, and it stays
+                path.unlink()
             os.close(file)
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
 
 
-def _is_taken(file: int) -> bool:
+def _taken(path: Path, told: str) -> int:
+    """The lock, opened, or -1 where there can be none."""
+    while (file := _opened(path)) >= 0:
+        if _is_others(file):
+            os.close(file)
+            raise ExVideoError(told)
+        with suppress(OSError):
+            if os.path.samestat(path.stat(), os.fstat(file)):
+                break
+        # Whoever had it removed it meanwhile, so that it keeps nobody out.
+        os.close(file)
+    return file
+
+
+def _opened(path: Path) -> int:
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    return -1
+
+
+def _is_others(file: int) -> bool:
     """Lock a file, unless another process has done so."""
     try:
         if sys.platform == "win32":

@@ -12,6 +12,22 @@ from .types import ExVideoError
 from .versions import require_version
 
 
+def start_host(arguments: Sequence[str] = ()) -> None:
+    """Become ComfyUI as `become_host` does, and let it find its device.
+
+    Raises:
+        ExVideoError: there is none, one that is too old, or one that does not start here.
+    """
+    become_host(arguments)
+    try:
+        importlib.import_module(".host", __package__)
+    except Exception as error:  # what ComfyUI itself raises where it cannot start
+        raise ExVideoError(
+            f"ComfyUI does not start here: {error}. Mend what it says, such as the driver of the GPU, or hand on what "
+            "ComfyUI is started with: -- --cpu, say."
+        ) from error
+
+
 def become_host(arguments: Sequence[str] = (), path: Path | None = None) -> None:
     """Make ComfyUI's modules importable, as if it had been started with these arguments.
 

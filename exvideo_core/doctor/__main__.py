@@ -35,20 +35,15 @@ def main() -> None:
 
 def _diagnose(arguments: Sequence[str]) -> Iterable[Finding]:
     # Only now: these need the packages.
-    from ..standalone import become_host
+    from ..standalone import start_host
     from ..types import ExVideoError
 
     try:
-        become_host(arguments)
+        start_host(arguments)
     except ExVideoError as error:
         return [of_error(error)]
-    try:
-        from .. import host
-    except Exception as error:  # what ComfyUI itself raises where it cannot start
-        fix = (
-            "Mend what it says, such as the driver of the GPU, or hand on what ComfyUI is started with: -- --cpu, say."
-        )
-        return [Finding(f"ComfyUI does not start here: {error}", "wrong", fix)]
+    from .. import host
+
     host.add_folders_as_at_start()
     host.register_model_folder()
     return host.diagnose()

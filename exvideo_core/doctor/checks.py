@@ -122,7 +122,7 @@ def check_memory(device: str, free: int, needed: Callable[[str, LatentShape], in
             for setting in BUDGETS
         }
         told = ", ".join(f"{frames} with {setting}" for setting, frames in most.items())
-        what = f"At {width}×{height}, this is enough for so many frames, by memory of Apply ExVideo: {told}"
+        what = f"At {width}×{height}, frames that fit, by memory of Apply ExVideo: {told}"
         if max(most.values()) < (FRAMES if (width, height) == SIZES[0] else 1):
             yield Finding(what, "warn", "Close other programs, or make smaller or shorter videos.")
         else:

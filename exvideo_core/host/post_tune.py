@@ -11,11 +11,12 @@ from typing import Any
 
 from ..budget import training_budget
 from ..extension import Extension, longer_extension, write_extension
-from ..files import require_writable, whole_or_nothing
+from ..files import remove_abandoned, require_writable, whole_or_nothing
+from ..lock import locked
 from ..post_tuning.cache import cache_clips
+from ..post_tuning.clips import video_files
 from ..post_tuning.curve import loss_curve
 from ..post_tuning.engine import Engine
-from ..post_tuning.lock import locked
 from ..post_tuning.recipe import Recipe
 from ..post_tuning.training import EXTENSION, Progress, Training, check_start
 from ..types import ClipShape, ExVideoError
@@ -70,44 +71,60 @@ def post_tune(
             the run would replace, a folder that nothing can be written to or that another process trains in, a loss
             that is no longer a number, or files that had to be kept and could not be written.
     """
-    try:
-        require_writable(folder)  # before hours of training that it could not keep
-    except OSError as error:
-        raise ExVideoError(
-            f"A training cannot be kept in {folder} ({error.strerror}): choose a folder that can be written to."
-        ) from error
+    for kept in (folder, folder.parent / CACHE):
+        try:
+            require_writable(kept)  # before hours of training that it could not keep
+        except OSError as error:
+            raise ExVideoError(
+                f"A training cannot be kept in {kept} ({error.strerror}): choose a folder that can be written to."
+            ) from error
     require_svd(model)
     check_start(extension, folder)
     extension = longer_extension(extension, num_frames)
     shape = ClipShape.of_pixels(num_frames or extension.num_frames, *size)
     recipe = replace(recipe, scale=latent_scale(model))
     encoder = Encoder(clip_vision, vae)
-    # Before hours of encoding.
+    # Before hours of encoding, and before a folder is made.
     require_fit(model, extension)
     encoder.require_fit(model)
-    clips = cache_clips(videos, shape, recipe.fps, encoder, folder.parent / CACHE, on_video)
-    log.info("ExVideo learns from %d clips of %d frames, %d×%d.", len(clips), shape.frames, shape.width, shape.height)
+    video_files(videos)
     engine = engine or Engine()
-    budget = training_budget(memory, *training_memory(model, shape.latent, engine.processes if engine.spread else 1))
-    # Before anything is changed; an extension that is applied takes no part.
-    base = model_identity(without_extension(model))
+    told = (
+        f"Another post-tuning is running in {folder}: wait until it has ended, or choose another run_name or --output."
+    )
     # Of several processes the first keeps the run.
-    alone = nullcontext() if engine.rank else locked(folder)
-    with alone, trainable(model, extension, budget) as (denoise, parameters):
-        engine.in_half = computes_in_half(model)
-        training = Training(denoise, parameters, extension, clips, recipe, folder, engine, base)
-        if training.load():
-            log.info("ExVideo post-tuning goes on at step %d.", training.progress.step)
-        ended = False
-        try:
-            training.run(on_step)
-            ended = True
-        finally:
-            # A process that fails alone must not wait for the parts of the others.
-            if ended or not engine.spread:
-                result = training.extension()
-                if training.progress.step and training.whole and not engine.rank:
-                    _keep(result, training.progress.losses, folder, must_keep and ended)
+    with nullcontext() if engine.rank else locked(folder, told):
+        if not engine.rank:
+            remove_abandoned(folder, 0)  # of a run that was killed; a state is large
+        clips = cache_clips(videos, shape, recipe.fps, encoder, folder.parent / CACHE, on_video)
+        if not engine.rank:
+            clip = f"{shape.frames} frames, {shape.width}×{shape.height}"
+            log.info("ExVideo learns from %d clips of %s.", len(clips), clip)
+        sharing = engine.processes if engine.spread else 1
+        budget = training_budget(memory, *training_memory(model, shape.latent, sharing))
+        # Before anything is changed; an extension that is applied takes no part.
+        base = model_identity(without_extension(model))
+        with trainable(model, extension, budget) as (denoise, parameters):
+            engine.in_half = computes_in_half(model)
+            training = Training(denoise, parameters, extension, clips, recipe, folder, engine, base)
+            if training.load():
+                log.info("ExVideo post-tuning goes on at step %d.", training.progress.step)
+            return _run(training, engine, folder, on_step, must_keep)
+
+
+def _run(
+    training: Training, engine: Engine, folder: Path, on_step: Callable[[Progress], None], must_keep: bool
+) -> tuple[Extension, list[float]]:
+    ended = False
+    try:
+        training.run(on_step)
+        ended = True
+    finally:
+        # A process that fails alone must not wait for the parts of the others.
+        if ended or not engine.spread:
+            result = training.extension()
+            if training.progress.step and training.whole and not engine.rank:
+                _keep(result, training.progress.losses, folder, must_keep and ended)
     return result, training.progress.losses
 
 

@@ -1,6 +1,6 @@
 """Post-tuning from the command line, with ComfyUI's own classes but without its server.
 
-    python -m exvideo_core.post_tuning --checkpoint svd_xt.safetensors --videos folder --output folder
+    python -m exvideo_core.post_tuning --checkpoint svd_xt.safetensors --videos videos --output run --steps 1000
     accelerate launch -m exvideo_core.post_tuning …       on several devices; torchrun does, too
     … --shard                                             with what is learned spread over them, for less memory on each
 
@@ -13,21 +13,23 @@ import argparse
 import logging
 import os
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
 from ..budget import BUDGETS
 from ..extension import new_extension, read_extension
-from ..standalone import become_host
+from ..standalone import start_host
 from ..types import ExVideoError
 from .engine import Engine
 from .many import Accelerated, Sharded
 from .recipe import Recipe
 from .training import Progress
 from .zero import Zero
+
+KEPT = "folder to keep the run and its extension in; encoded clips are kept beside it, in post_tuning_cache"
 
 log = logging.getLogger(__package__)
 
@@ -40,22 +42,28 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", type=_path, required=True, help="SVD, such as svd_xt.safetensors")
     parser.add_argument("--videos", type=_path, required=True, help="folder with the videos to learn from")
-    parser.add_argument("--output", type=_path, required=True, help="folder to keep the run and its extension in")
+    parser.add_argument("--output", type=_path, required=True, help=KEPT)
     parser.add_argument("--extension", type=_path, help="where training starts; a new extension by default")
     parser.add_argument("--frames", type=int, default=0, help="of the clips; 128, or as the extension has, by default")
     parser.add_argument("--size", default="512x512", help="of the clips, width x height in pixels")
-    parser.add_argument("--memory", choices=list(BUDGETS), default="auto")
-    for option in fields(Recipe):
-        if option.name not in ("steps", "scale"):
-            kind = {"int": int, "float": float}[str(option.type)]
-            parser.add_argument(f"--{option.name.replace('_', '-')}", type=kind, default=option.default)
+    parser.add_argument("--memory", choices=list(BUDGETS), default="auto", help="working memory; auto by default")
     parser.add_argument("--shard", action="store_true", help="several devices share parameters, gradients and moments")
-    parser.add_argument("--steps", type=int, required=True, help="in all, those of stopped runs included")
+    kinds = get_type_hints(Recipe)
+    for option in _options():
+        how: dict[str, Any] = {"required": True} if option.default is MISSING else {"default": option.default}
+        by_default = "" if option.default is MISSING else f"; {option.default:g} by default"
+        meaning = f"{option.metadata['help']}{by_default}"
+        parser.add_argument(f"--{option.name.replace('_', '-')}", type=kinds[option.name], help=meaning, **how)
     return parser
 
 
+def _options() -> list[Field[Any]]:
+    """What can be set of a recipe; the scale is the model's."""
+    return [option for option in fields(Recipe) if option.name != "scale"]
+
+
 def main() -> None:
-    """Train; ends with status 1 and a sentence where that cannot be done."""
+    """Train; ends with status 1 and a sentence where that cannot be done, with 130 after Ctrl-C."""
     logging.basicConfig(format="%(message)s")
     # Ours, whatever they are called here, not all that the host says.
     logging.getLogger(__package__.rpartition(".")[0]).setLevel(logging.INFO)
@@ -67,12 +75,13 @@ def main() -> None:
         size, recipe = _size(options.size), _recipe(options)
         # Before the host looks for its device: each of several processes has one of its own.
         engine = _engine(options.shard)
-        become_host(words[ours + 1 :])
+        start_host(words[ours + 1 :])
         _train(options, size, recipe, engine)
     except ExVideoError as error:
         sys.exit(f"{error}")
     except KeyboardInterrupt:
-        sys.exit(f"Stopped. What was learned is in {options.output}; the same command goes on.")
+        sys.stderr.write("Stopped. The same command goes on from where the run was last kept, if it was.\n")
+        sys.exit(130)
 
 
 def _engine(shard: bool) -> Engine:
@@ -113,7 +122,7 @@ def _path(text: str) -> Path:
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    return Recipe(**{option.name: getattr(options, option.name) for option in fields(Recipe) if option.name != "scale"})
+    return Recipe(**{option.name: getattr(options, option.name) for option in _options()})
 
 
 def _size(text: str) -> tuple[int, int]:

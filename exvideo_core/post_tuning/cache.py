@@ -41,11 +41,13 @@ class Clip(NamedTuple):
         latents: [T, 4, H/8, W/8], float32, on the autoencoder's scale.
         token: of the first frame, [1, 1, D], float32.
         motion_bucket_id: 0 … 127.
+        video: the name of the file that it is from.
     """
 
     latents: torch.Tensor
     token: torch.Tensor
     motion_bucket_id: int
+    video: str
 
 
 class Clips:
@@ -68,7 +70,9 @@ class Clips:
     def __getitem__(self, number: int) -> Clip:
         with open_tensors(self._files[number], "Remove it, and it is made again.") as (file, _):
             latents, token = (file.get_tensor(name).float() for name in ("latents", "token"))
-            return Clip(latents, token, int(file.metadata()["motion_bucket_id"]))
+            texts = file.metadata()
+            # The text names the video for people alone, and a clip may do without.
+            return Clip(latents, token, int(texts["motion_bucket_id"]), texts.get("video", self._files[number].name))
 
 
 def cache_clips(
@@ -150,6 +154,8 @@ def _encode(video: Path, shape: ClipShape, fps: float, encoder: Encoder, index: 
         for frames in read_clips(video, shape, fps):
             pixels = frames.float() / 255
             latents, token = encoder(pixels)
+            if not (latents.isfinite().all() and token.isfinite().all()):
+                raise NoClipError("its latents or its image token are no finite numbers")
             names.append(f"{index.stem}_{len(names):04}{CLIP}")
             bucket = str(motion_bucket(motion_score(pixels)))
             # In half precision, of which latents need no more.

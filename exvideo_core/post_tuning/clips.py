@@ -59,8 +59,8 @@ def video_files(folder: Path) -> list[Path]:
     files = sorted(path for path in _files_below(folder) if not path.name.startswith("."))
     videos = [path for path in files if path.suffix.lower() not in _PICTURES | _TEXTS | _OURS]
     if not videos:
-        found = f"{len(files)} pictures or other files" if files else "nothing"
-        raise ExVideoError(f"There are no videos in {folder}, but {found}: put video files there, such as .mp4.")
+        found = "has only pictures and other files" if files else "is empty"
+        raise ExVideoError(f"There are no videos in {folder}, which {found}: put video files there, such as .mp4.")
     return videos
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from ..export import check_rate
 from ..schedule import SIGMA_MAX
@@ -13,43 +14,35 @@ from .objective import CONTRAST
 AUTHORS_LEARNING_RATE = 1e-5
 
 
+def _setting(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"help": meaning})
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to train.
 
-    Attributes:
-        steps: in all, those of earlier runs that this one goes on from included.
-        learning_rate: of AdamW. The authors take 1e-5.
-        seed: of the order of clips, noise levels and noise.
-        fps: frames a second that the model is told; the clips have as many.
-        scale: from the autoencoder's latents to the model's.
-        contrast: see `objective.loss`.
-        sigma_min: lowest noise level to learn at. The authors take all of the schedule (0); what goes where is decided
-            at high ones, and pictures are drawn at low ones, which the base can do.
-        weight_decay: of AdamW.
-        clip_norm: the gradient is scaled down to this norm where it is longer.
-        average: share of the running average that stays, each time it takes the parameters in.
-        average_every: steps between these times.
-        save_every: steps between checkpoints.
-        accumulate: clips to a step.
+    Each setting says beside its default what it is.
 
     Raises:
         ExVideoError: numbers that nothing can be trained with.
     """
 
-    steps: int
-    learning_rate: float = AUTHORS_LEARNING_RATE
-    seed: int = 0
-    fps: float = 30.0
-    scale: float = 0.18215
-    contrast: float = CONTRAST
-    sigma_min: float = 0.0
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    average: float = 0.9
-    average_every: int = 10
-    save_every: int = 500
-    accumulate: int = 1
+    steps: int = field(metadata={"help": "in all, those of earlier runs that this one goes on from included"})
+    learning_rate: float = _setting(AUTHORS_LEARNING_RATE, "of AdamW; the authors take 1e-5")
+    seed: int = _setting(0, "of the order of clips, noise levels and noise")
+    fps: float = _setting(30.0, "frames a second of the clips, which the model is told")
+    scale: float = _setting(0.18215, "from the autoencoder's latents to the model's")
+    contrast: float = _setting(CONTRAST, "of the latents that the loss asks for; 1 leaves them as they are")
+    sigma_min: float = _setting(
+        0.0, "lowest noise level to learn at; the authors take all of the schedule (0), and high ones decide what moves"
+    )
+    weight_decay: float = _setting(0.01, "of AdamW")
+    clip_norm: float = _setting(1.0, "length that a gradient is scaled down to where it is longer")
+    average: float = _setting(0.9, "share of the running average that stays, each time it takes the parameters in")
+    average_every: int = _setting(10, "steps between these times")
+    save_every: int = _setting(500, "steps between checkpoints")
+    accumulate: int = _setting(1, "clips to a step")
 
     def __post_init__(self) -> None:
         for name in ("steps", "average_every", "save_every", "accumulate"):
@@ -68,6 +61,6 @@ class Recipe:
         ):
             if not holds:
                 raise ExVideoError(sentence)
-        for field in fields(self):
-            if isinstance(number := getattr(self, field.name), float) and not math.isfinite(number):
-                raise ExVideoError(f"{field.name} is a finite number, got {number}.")
+        for setting in fields(self):
+            if isinstance(number := getattr(self, setting.name), float) and not math.isfinite(number):
+                raise ExVideoError(f"{setting.name} is a finite number, got {number}.")

@@ -16,10 +16,10 @@ import torch
 from ..extension import Extension
 from ..files import fingerprint, open_tensors, save_tensors
 from ..types import ExVideoError
-from .cache import Clips
+from .cache import Clip, Clips
 from .engine import MOMENTS, Engine, Parameters
 from .interrupts import uninterrupted
-from .objective import draw, loss, noise_like
+from .objective import Draw, draw, loss, noise_like
 from .recipe import Recipe
 
 STATE, EXTENSION = "training.state", "extension.safetensors"
@@ -143,11 +143,14 @@ class Training:
     def _step(self, step: int) -> None:
         recipe, engine, total = self._recipe, self._engine, 0.0
         for turn in range(recipe.accumulate):
-            value = self._loss((step * recipe.accumulate + turn) * engine.processes + engine.rank) / recipe.accumulate
+            number = (step * recipe.accumulate + turn) * engine.processes + engine.rank
+            chance = draw(recipe.seed, number, len(self._clips), recipe.sigma_min)
+            clip = self._clips[chance.clip]
+            value = self._loss(clip, chance) / recipe.accumulate
             # Of all processes, so that they stop together.
             total += engine.mean(float(value.detach()))
             if not math.isfinite(total):
-                raise self._diverged(step, "loss")
+                raise self._diverged(step, "loss", f", here on a clip of {clip.video}")
             engine.backward(value)
         # What takes longest is waited for in here, so Ctrl-C most often comes then, and would lose all since the last
         # checkpoint.
@@ -164,18 +167,16 @@ class Training:
         if not taken:
             raise self._diverged(step, "gradient")
 
-    def _diverged(self, step: int, what: str) -> ExVideoError:
-        kept = f": what was learned before is in {self._folder}, and another run there would begin anew over it"
-        where = f" Choose another run_name or --output as well{kept}." if self._folder and step else ""
+    def _diverged(self, step: int, what: str, where: str = "") -> ExVideoError:
+        kept = f"what was learned before is in {self._folder}, and stays there"
+        advice = f" Choose another run_name or --output as well: {kept}." if self._folder and step else ""
         return ExVideoError(
-            f"Post-tuning stopped at step {step + 1}: its {what} is no longer a number. Lower the learning rate, or "
-            f"look for a damaged video.{where}"
+            f"Post-tuning stopped at step {step + 1}: its {what} is no longer a number{where}. Lower the learning "
+            f"rate, or look for a damaged video.{advice}"
         )
 
-    def _loss(self, number: int) -> torch.Tensor:
+    def _loss(self, clip: Clip, chance: Draw) -> torch.Tensor:
         recipe = self._recipe
-        chance = draw(recipe.seed, number, len(self._clips), recipe.sigma_min)
-        clip = self._clips[chance.clip]
         device = next(iter(self._parameters.values())).device
         latents = recipe.scale * clip.latents.to(device)
         noised = latents + chance.sigma * noise_like(latents, chance.seed)
@@ -224,7 +225,9 @@ class Training:
         if self._folder is None or not (self._folder / STATE).exists():
             return False
         with open_tensors(self._folder / STATE, "Remove it to begin anew.") as (file, shapes):
-            texts = file.metadata()
+            texts = file.metadata() or {}
+            if "recipe" not in texts:
+                raise ExVideoError(f"{self._folder / STATE} is no state of a post-tuning: remove it to begin anew.")
             same = all(shapes.get(f"parameter.{key}") == p.shape for key, p in self._parameters.items())
             settings = self._settings()
             # What a state of an older version does not know, it does not deny.

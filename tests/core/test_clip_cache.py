@@ -46,11 +46,11 @@ def test_a_folder_without_videos_is_told(tmp_path):
         video_files(tmp_path / "nowhere")
     with pytest.raises(ExVideoError, match="There is no folder"):
         video_files(tmp_path / ("n" * 300))
-    with pytest.raises(ExVideoError, match="but nothing"):
+    with pytest.raises(ExVideoError, match="which is empty: put"):
         video_files(tmp_path)
     for number in range(3):
         (tmp_path / f"{number}.PNG").touch()
-    with pytest.raises(ExVideoError, match="but 3 pictures or other files"):
+    with pytest.raises(ExVideoError, match="which has only pictures and other files: put"):
         video_files(tmp_path)
 
 
@@ -112,6 +112,19 @@ def test_a_video_that_could_not_be_read_is_tried_again(videos, tmp_path, monkeyp
     monkeypatch.setattr(caching, "read_clips", lambda video, *how: read.append(video.name) or read_clips(video, *how))
     assert cache_clips(videos, SHAPE, 30, encoder, cache).skipped == clips.skipped
     assert read == ["broken.mp4"]
+
+
+def test_clips_of_no_numbers_are_told_and_encoded_again(videos, tmp_path):
+    """As an autoencoder in half precision may make them."""
+
+    class OfNoNumbers(ByEighths):
+        def __call__(self, frames):
+            latents, token = super().__call__(frames)
+            return latents * float("nan"), token
+
+    with pytest.raises(ExVideoError, match=r"a.mp4: its latents or its image token are no finite numbers"):
+        cache_clips(videos, SHAPE, 25, OfNoNumbers(), tmp_path / "cache")
+    assert len(cache_clips(videos, SHAPE, 25, ByEighths(), tmp_path / "cache"))
 
 
 def test_clips_are_encoded_once(videos, tmp_path, caplog):

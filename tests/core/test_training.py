@@ -57,7 +57,7 @@ class Clips:
 
     def __getitem__(self, number):
         latents = torch.randn(4, 4, 2, 2, generator=torch.Generator().manual_seed(number))
-        return Clip(latents, torch.zeros(1, 1, 2), 3)
+        return Clip(latents, torch.zeros(1, 1, 2), 3, "a.mp4")
 
 
 def training(folder, engine=None, base="", denoise=None, **recipe):
@@ -221,6 +221,12 @@ def test_a_state_of_an_older_version_is_gone_on_with(tmp_path):
     assert (again.progress.step, again._engine.taken()) == (6, 6)
 
 
+def test_a_file_that_is_no_state_is_told(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / STATE)
+    with pytest.raises(ExVideoError, match="no state of a post-tuning: remove it"):
+        training(tmp_path, engine=Engine()).load()
+
+
 @pytest.mark.parametrize(("at", "told"), [(0, False), (2, True)])
 def test_where_a_loss_is_no_number_the_advice_loses_nothing(tmp_path, at, told):
     passes = []
@@ -232,6 +238,7 @@ def test_where_a_loss_is_no_number_the_advice_loses_nothing(tmp_path, at, told):
     weight = torch.nn.Parameter(torch.ones(()))
     with pytest.raises(ExVideoError, match=f"stopped at step {at + 1}: its loss") as raised:
         training(tmp_path, engine=Engine(), denoise=diverging).run()
+    assert "on a clip of a.mp4" in str(raised.value)
     assert ("Choose another run_name or --output as well" in str(raised.value)) == told
     assert (str(tmp_path) in str(raised.value)) == told
 
@@ -257,6 +264,14 @@ def test_where_a_loss_is_no_number_the_advice_loses_nothing(tmp_path, at, told):
 def test_settings_that_cannot_be(change, message):
     with pytest.raises(ExVideoError, match=message):
         Recipe(**{"steps": 1, **change})
+
+
+def test_every_option_is_explained():
+    options = [action for action in arguments()._actions if action.dest != "help"]
+    assert {"sigma_min", "accumulate", "learning_rate", "memory", "output"} <= {option.dest for option in options}
+    assert all(option.help for option in options)
+    told = " ".join(arguments().format_help().split())
+    assert "of AdamW; the authors take 1e-5; 1e-05 by default" in told
 
 
 @pytest.mark.parametrize("empty", ["checkpoint", "videos", "output", "extension"])

@@ -132,7 +132,7 @@ def test_a_clip_is_learned_by_heart(studio, models):
         quick_group_norms(),
         trainable(model, start, None) as (denoise, parameters),
     ):
-        clip = Clip(latents.clone(), token.clone(), motion_bucket(motion_score(frames)))
+        clip = Clip(latents.clone(), token.clone(), motion_bucket(motion_score(frames)), "a.mp4")
         before = error(denoise, clip, scale)
         for recipe in (Recipe(250, 2e-3, scale=scale), Recipe(100, 3e-4, seed=1, scale=scale)):
             Training(denoise, parameters, start, OneClip(clip), recipe).run()
