@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..lock import locked
 from ..types import ExVideoError
 from .progress import say
 
 if TYPE_CHECKING:
+    from .manifest import Item
+    from .work import Recipe
     from .workflow import Schemas
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "api" / "image_to_video.json"
@@ -59,24 +62,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        from .client import Client
+        from .client import Client  # noqa: F401
     except ImportError as error:
         raise ExVideoError(
             "A batch needs requests and websocket-client: install both (pip install requests websocket-client)."
         ) from error
-    from .manifest import Manifest, RecordError, find_pictures
-    from .many import load_ray, run_many
-    from .work import Recipe, run_one
+    from .manifest import find_pictures
+    from .many import load_ray
+    from .work import Recipe
     from .workflow import Place, find, read_workflow, titles, with_texts
 
     graph, pictures = read_workflow(options.workflow), find_pictures(options.pictures)
-    urls = list(dict.fromkeys(options.server or [SERVER]))
+    urls = list(dict.fromkeys(map(_url, options.server or [SERVER])))
     if len(urls) > 1:
         load_ray()
     urls, schemas = _answering(urls)
     graph, place = with_texts(graph, options.settings, schemas), Place.parse(options.picture)
     recipe = Recipe(graph, find(graph, place, schemas), place.input, titles(graph, schemas), options.output)
-    manifest = Manifest(options.output, [graph, options.picture])
+    told = f"Another batch is writing to {options.output}: wait until it has ended, or choose another --output."
+    with locked(options.output, told):
+        return _make(urls, recipe, pictures, options.picture)
+
+
+def _make(urls: Sequence[str], recipe: Recipe, pictures: Sequence[Item], place: str) -> int:
+    """Make what is not done, and tell how it went; returns the exit status."""
+    from .client import Client
+    from .manifest import Manifest, RecordError
+    from .many import run_many
+    from .work import run_one
+
+    manifest = Manifest(recipe.folder, [recipe.graph, place])
     own = manifest.own_files()
     pictures = [item for item in pictures if str(item.picture) not in own]
     items = manifest.to_do(pictures)
@@ -94,6 +109,13 @@ def _run(options: argparse.Namespace) -> int:
     left = len(items) - manifest.made
     say(f"{manifest.made} done, {manifest.failures} failed, {left - manifest.failures} not reached: {manifest.path}")
     return 0 if not left else 1 if manifest.made or manifest.failures or stopped else 2
+
+
+def _url(text: str) -> str:
+    url = text.strip()
+    if not url:
+        raise ExVideoError(f"--server is an address such as {SERVER}, got an empty text.")
+    return url if "://" in url else f"http://{url}"
 
 
 def _answering(urls: Sequence[str]) -> tuple[list[str], Schemas]:

@@ -91,7 +91,8 @@ class Manifest:
             ) from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ExVideoError(
-                f"{self.path} should be the record of a batch, it is something else: choose another --output."
+                f"{self.path} should be the record of a batch, it is something else: remove it, and all is made anew, "
+                "or choose another --output."
             ) from error
 
     def to_do(self, items: Sequence[Item]) -> list[Item]:

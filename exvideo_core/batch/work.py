@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ..types import ExVideoError
-from .client import Client, OnEvent, Output, PromptRefusedError, ServerGoneError, outputs
+from .client import Client, ClientError, OnEvent, Output, PromptRefusedError, ServerGoneError, outputs
 from .manifest import ARRIVING, Item, Manifest
 from .progress import Progress, say
 from .workflow import Graph, with_values
@@ -53,9 +54,10 @@ class Maker:
             return Outcome([], str(error))
 
     def stop(self) -> None:
-        """Make the server drop what it has of us."""
+        """Make the server drop what it has of us, if it still answers."""
         if self._prompt_id:
-            self._client.interrupt(self._prompt_id)
+            with suppress(ClientError):
+                self._client.interrupt(self._prompt_id)
 
     def _make(self, item: Item, on_event: OnEvent) -> list[Path]:
         client, recipe = self._client, self._recipe

@@ -15,6 +15,7 @@ from benchmarks import queued
 from dev.environment import ROOT
 from exvideo_core.batch.__main__ import main
 from exvideo_core.batch.manifest import MANIFEST
+from exvideo_core.lock import locked
 
 SETTINGS = {
     "ExVideoCheckpointLoader.ckpt_name": "exvideo_tiny_svd.safetensors",
@@ -112,7 +113,9 @@ def test_a_folder_with_a_corrupt_picture_and_a_second_start(server, pictures, tm
 
     draw(pictures / "broken.png", (1, 2, 3))
     before, ran = made[0].stat().st_mtime_ns, len(executed(server))
-    assert "1 of 3 pictures are to be done" in run(pictures, url=server.url, output=output)
+    # An address as people write it.
+    address = server.url.removeprefix("http://")
+    assert "1 of 3 pictures are to be done" in run(pictures, url=address, output=output)
     assert made[0].stat().st_mtime_ns == before
     assert len(executed(server)) == ran + 1
     assert not list(output.rglob(".*"))
@@ -175,6 +178,7 @@ def test_a_batch_that_is_stopped_goes_on(server, tmp_path, number):
         (["--workflow=no_such.json"], "no_such.json should be a workflow in API form, but it cannot be read"),
         (["no_such_folder"], "no_such_folder should be a picture or a folder of pictures"),
         (["web"], "There should be pictures"),
+        (["--server="], "--server is an address such as http://127.0.0.1:8188, got an empty text"),
     ],
 )
 def test_what_cannot_begin_is_told(server, pictures, tmp_path, arguments, told, capsys, monkeypatch):
@@ -191,6 +195,13 @@ def test_a_server_that_does_not_answer(pictures, tmp_path, capsys):
     assert main(words(pictures, url="http://127.0.0.1:9", output=tmp_path / "videos")) == 2
     assert "No ComfyUI answers" in capsys.readouterr().err
     assert not (tmp_path / "videos").exists()
+
+
+def test_a_second_batch_into_one_folder_is_refused(server, pictures, tmp_path, capsys):
+    with locked(tmp_path / "videos", ""):
+        assert main(words(pictures, url=server.url, output=tmp_path / "videos")) == 2
+    assert "Another batch is writing to" in capsys.readouterr().err
+    assert not (tmp_path / "videos" / MANIFEST).exists()
 
 
 def test_an_output_folder_that_cannot_be(server, pictures, tmp_path, capsys):
