@@ -24,7 +24,7 @@ from kornia.metrics import ssim
 from skimage.registration import optical_flow_ilk
 
 from benchmarks.motion import CASES, SIDE, video
-from exvideo_core.flow import Flow, even_grey, lucas_kanade_flow, opencv_flow, warp
+from exvideo_core.flow import Check, Flow, even_grey, lucas_kanade_flow, nothing, opencv_flow, warp
 from exvideo_core.interpolate import FlowBetween
 
 FRAMES = 9
@@ -100,7 +100,7 @@ def plain_warping(kept: torch.Tensor) -> torch.Tensor:
     return torch.stack([between(*pair) for pair in itertools.pairwise(frames)]).movedim(1, -1)
 
 
-def scikit_image_flow(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def scikit_image_flow(first: torch.Tensor, second: torch.Tensor, _check: Check = nothing) -> torch.Tensor:
     """Lucas-Kanade, too, on the frames that ours sees."""
     before, after = (even_grey(frame).numpy() for frame in (first, second))
     down, right = optical_flow_ilk(before, after, radius=7, num_warp=6, gaussian=True)

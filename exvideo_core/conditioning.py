@@ -27,7 +27,7 @@ def rgb(images: torch.Tensor) -> torch.Tensor:
     images = images.float()
     if channels == 1:
         return images.expand(-1, -1, -1, 3)
-    if channels < 3:
+    if channels not in (3, 4):
         raise ExVideoError(f"Expected an image of 1, 3 or 4 channels, got {channels}.")
     return images[..., :3]
 

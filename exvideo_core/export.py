@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import subprocess
 import tempfile
@@ -85,8 +86,10 @@ def save_video(
     if audio is not None and not audio.waveform.numel():
         audio = None
     if audio is not None:
-        audio = _carried(audio, kind.channels)
         length = len(frames) if length is None else length  # type: ignore[arg-type]
+        # No more of it than is heard: it may be an hour's.
+        heard = math.ceil(length / rate * audio.sample_rate) + 1
+        audio = _carried(audio._replace(waveform=audio.waveform[:, :heard]), kind.channels)
     # With the end rounded up, for otherwise of a clip shorter than one frame there would be none.
     filters = kind.filters if rate <= kind.fastest else f"fps={kind.fastest}:eof_action=pass,{kind.filters}"
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from kornia.color import rgb_to_grayscale
 from kornia.filters import gaussian_blur2d
 from kornia.geometry.transform import pyrdown, remap, resize
 
-Flow = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Frames [3, H, W] in [0, 1], from and to → how many pixels each of the first moves, right and down, [2, H, W]."""
+Check = Callable[[], None]
+"""Called now and then in long work; what it raises ends that."""
 
 SMALLEST = 16
 """Pixels of a side below which nothing is to be found."""
@@ -35,8 +35,19 @@ def default_flow() -> Flow:
     return lucas_kanade_flow if _opencv() is None else opencv_flow
 
 
-def opencv_flow(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """By dense inverse search (Kroeger et al. 2016)."""
+def nothing() -> None:
+    """A `Check` that lets all go on."""
+
+
+class Flow(Protocol):
+    """From two frames [3, H, W] in [0, 1] to how many pixels each of the first moves, right and down, [2, H, W]."""
+
+    def __call__(self, first: torch.Tensor, second: torch.Tensor, check: Check = nothing, /) -> torch.Tensor: ...
+
+
+def opencv_flow(first: torch.Tensor, second: torch.Tensor, check: Check = nothing) -> torch.Tensor:
+    """By dense inverse search (Kroeger et al. 2016), in one go."""
+    check()
     cv2 = _opencv()
     before, after = ((255 * _grey(frame)).round().byte().cpu().numpy() for frame in (first, second))
     # Not kept between calls: it would begin with the flow found last.
@@ -44,7 +55,7 @@ def opencv_flow(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(search.calc(before, after, None)).movedim(-1, 0).to(first.device)
 
 
-def lucas_kanade_flow(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def lucas_kanade_flow(first: torch.Tensor, second: torch.Tensor, check: Check = nothing) -> torch.Tensor:
     """By iterated Lucas-Kanade (Le Besnerais and Champagnat 2005), from small frames to large ones (Bouguet 2000).
 
     On the frames' device, on frames of even brightness and contrast.
@@ -58,6 +69,7 @@ def lucas_kanade_flow(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor
         larger = torch.tensor([width / flow.shape[2], height / flow.shape[1]]).to(flow)
         flow = larger[:, None, None] * resize(flow[None], (height, width))[0]
         for _ in range(_STEPS):
+            check()
             flow = _improved(flow, before, after)
     return flow
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from kornia.filters import box_blur
 
-from .flow import SMALLEST, Flow, default_flow, warp
+from .flow import SMALLEST, Check, Flow, default_flow, nothing, warp
 from .types import ExVideoError
 
 Between = Callable[[torch.Tensor, torch.Tensor, Sequence[float]], Iterator[torch.Tensor]]
@@ -33,6 +33,7 @@ def interpolate(
     between: Between,
     flow: Flow | None = None,
     loop: bool = False,
+    check: Check = nothing,
 ) -> Iterator[torch.Tensor]:
     """Put multiplier − 1 frames between each two neighbours; those that come in go out bit for bit.
 
@@ -44,6 +45,7 @@ def interpolate(
         between: what lies between two frames.
         flow: to tell a new scene from a fast motion; the faster one there is by default.
         loop: whether the first frame follows on the last, so that something lies between these two as well.
+        check: called now and then while a new scene is looked for; what it raises ends the work.
 
     Yields:
         (T − 1) · multiplier + 1 frames; T · multiplier in a loop.
@@ -55,7 +57,7 @@ def interpolate(
     times = [step / multiplier for step in range(1, multiplier)]
 
     def middle(before: torch.Tensor, after: torch.Tensor) -> Iterator[torch.Tensor]:
-        if times and is_cut(before, after, flow or default_flow()):
+        if times and is_cut(before, after, flow or default_flow(), check):
             yield from (before if time < 0.5 else after for time in times)
         elif times:
             yield from between(before, after, times)
@@ -84,7 +86,7 @@ def interpolated_length(frames: int, multiplier: int, loop: bool = False) -> int
     return frames * multiplier if loop or not frames else (frames - 1) * multiplier + 1
 
 
-def is_cut(first: torch.Tensor, second: torch.Tensor, flow: Flow) -> bool:
+def is_cut(first: torch.Tensor, second: torch.Tensor, flow: Flow, check: Check = nothing) -> bool:
     """Whether another scene begins between two frames [H, W, 3]: no motion explains one by the other."""
     before, after = (frame.float().movedim(-1, 0) for frame in (first, second))
     allowed = max(NOISE, CUT * (_variation(before) + _variation(after)) / 2)
@@ -92,7 +94,7 @@ def is_cut(first: torch.Tensor, second: torch.Tensor, flow: Flow) -> bool:
     if _variation(before - after) <= allowed:
         return False
     ways = ((before, after), (after, before))
-    return all(_variation(one - warp(other, _flow(one, other, flow))) > allowed for one, other in ways)
+    return all(_variation(one - warp(other, _flow(one, other, flow, check))) > allowed for one, other in ways)
 
 
 class FlowBetween:
@@ -105,17 +107,18 @@ class FlowBetween:
     Args:
         device: to warp and blend on.
         flow: from one frame to another.
+        check: called now and then; what it raises ends the work.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", flow: Flow | None = None):
-        self._device, self._flow = torch.device(device), flow or default_flow()
+    def __init__(self, device: torch.device | str = "cpu", flow: Flow | None = None, check: Check = nothing):
+        self._device, self._flow, self._check = torch.device(device), flow or default_flow(), check
 
     def __call__(self, first: torch.Tensor, second: torch.Tensor, times: Sequence[float]) -> Iterator[torch.Tensor]:
         """Frames [H, W, 3] where `first` is, in its type."""
         before, after = (frame.to(self._device).float().movedim(-1, 0) for frame in (first, second))
-        pair = _Pair.of(before, after, self._flow)
+        pair = _Pair.of(before, after, self._flow, self._check)
         for time in times:
-            yield pair.at(time).movedim(0, -1).to(first)
+            yield pair.at(time, self._check).movedim(0, -1).to(first)
 
 
 class _Pair(NamedTuple):
@@ -130,14 +133,15 @@ class _Pair(NamedTuple):
     seen_before: torch.Tensor
 
     @classmethod
-    def of(cls, first: torch.Tensor, second: torch.Tensor, flow: Flow) -> _Pair:
-        forward, backward = _flow(first, second, flow), _flow(second, first, flow)
+    def of(cls, first: torch.Tensor, second: torch.Tensor, flow: Flow, check: Check) -> _Pair:
+        forward, backward = _flow(first, second, flow, check), _flow(second, first, flow, check)
         return cls(first, second, forward, backward, _seen(forward, backward), _seen(backward, forward))
 
-    def at(self, time: float) -> torch.Tensor:
+    def at(self, time: float, check: Check) -> torch.Tensor:
         """The frame at a time, [3, H, W]."""
         scores, colours = [], []
         for motion in self._motions(time):
+            check()
             to_first, to_second = -time * motion, (1 - time) * motion
             early, late = warp(self.first, to_first, "bicubic"), warp(self.second, to_second, "bicubic")
             strange_early = _other(warp(self.forward, to_first), motion)
@@ -162,8 +166,8 @@ class _Pair(NamedTuple):
         return [self.forward, -self.backward, coming, going]
 
 
-def _flow(first: torch.Tensor, second: torch.Tensor, flow: Flow) -> torch.Tensor:
-    return torch.zeros_like(first[:2]) if min(first.shape[1:]) < SMALLEST else flow(first, second)
+def _flow(first: torch.Tensor, second: torch.Tensor, flow: Flow, check: Check) -> torch.Tensor:
+    return torch.zeros_like(first[:2]) if min(first.shape[1:]) < SMALLEST else flow(first, second, check)
 
 
 def _variation(picture: torch.Tensor) -> float:

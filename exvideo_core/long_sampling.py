@@ -71,7 +71,7 @@ def sample_chain(
     Returns:
         float32 [T, 4, h, w] in main memory.
     """
-    store = store or KeepNothing()
+    store = KeepNothing() if store is None else store
     clip = start.detach().to("cpu", torch.float32, copy=True)
     for segment in segments:
         new = slice(*segment.new)

@@ -13,7 +13,7 @@ from .types import ExVideoError
 
 _RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *(p + n for p in ("COM", "LPT") for n in "123456789¹²³")}
 """What Windows takes for devices, with any ending."""
-_DATE, _PARTS_OF_DATE = re.compile("%date:([^%]+)%"), re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
+_DATE, _PARTS_OF_DATE = re.compile("%date(?::([^%]+))?%"), re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
 _INPUT = re.compile(r"%([^%.:]+)\.([^%]+)%")
 _NOT_IN_NAMES = re.compile(r'[/\\?%*:|"<>\x00-\x1f\x7f-\x9f]')
 
@@ -24,7 +24,7 @@ def file_prefix(prefix: str, prompt: Mapping[str, Any] | None = None) -> str:
     ComfyUI's page fills these in, but for its own nodes alone, and the server knows only %year%, %width% and the like.
 
     Args:
-        prefix: may hold the time, as in %date:yyyy-MM-dd%, and the value of a node's input, as in
+        prefix: may hold the time, as in %date% or %date:yyyy-MM-dd hh.mm%, and the value of a node's input, as in
             %ExVideoSampler.seed%, by the node's kind or title.
         prompt: the graph, in the form of the API; what is not in it stays as it is written.
 
@@ -42,14 +42,14 @@ def _dated(prefix: str) -> str:
         sign, width = part[0][0], len(part[0])
         return f"{now.tm_year}"[-width:] if sign == "y" else f"{numbers[sign]:0{width}}"
 
-    return _DATE.sub(lambda date: _PARTS_OF_DATE.sub(written, date[1]), prefix)
+    return _DATE.sub(lambda date: _PARTS_OF_DATE.sub(written, date[1] or "yyyy-MM-dd"), prefix)
 
 
 def _with_inputs(prefix: str, prompt: Mapping[str, Any]) -> str:
     def value(pattern: re.Match[str]) -> str:
         node, name = pattern.groups()
         for entry in prompt.values():
-            if node in (entry.get("class_type"), entry.get("_meta", {}).get("title")):
+            if node in (entry.get("class_type"), (entry.get("_meta") or {}).get("title")):
                 found = entry.get("inputs", {}).get(name)
                 if isinstance(found, (str, int, float)):
                     return _NOT_IN_NAMES.sub("_", str(found))

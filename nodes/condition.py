@@ -126,7 +126,8 @@ def speed_input() -> Any:
         "fps",
         default=30,
         min=1,
-        max=1024,
+        # As many as a video can be saved with.
+        max=1000,
         tooltip="Frames a second that the motion is made for. The release was trained at 30.",
     )
 
@@ -185,6 +186,13 @@ def condition(
         ids: motion_bucket_id, fps and augmentation_level.
         seed: of the noise that is added to the image.
         token_of: what the image encoder looks at, [1, H, W, 3]; the image itself by default.
+
+    Returns:
+        Each with the image token [1, 1, D] and the latent of the noised image, [1, 4, H/8, W/8]; the negative one's
+        are zeros.
+
+    Raises:
+        ExVideoError: the autoencoder is another model's.
     """
     token = host.encode_clip(clip_vision, partial(conditioning.clip_pixels, image if token_of is None else token_of))
     first_frame = conditioning.augment(conditioning.fit(image, shape), ids["augmentation_level"], seed)

@@ -47,6 +47,7 @@ class ExVideoDecode(io.ComfyNode):
         # Clipping to the range of pixels comes after blending, or overlapped windows would not blend exactly. One by
         # one, for the host makes copies, and of a long clip there is room for one.
         for number in range(len(frames)):
+            host.interruptible()
             frames[number] = vae.process_output(frames[number : number + 1])[0]
         return io.NodeOutput(frames)
 

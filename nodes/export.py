@@ -63,11 +63,20 @@ def save(
     crf: int,
     audio: dict[str, Any] | None,
     hidden: Any,
-    before: Callable[[host.Destination], None] = lambda to: None,
+    before: Callable[[host.Destination], dict[str, Any]] = lambda to: {},
 ) -> io.NodeOutput:
-    """Save `length` frames of size (height, width) as they come, and show them in the node.
+    """Save frames as they come, and show them in the node.
 
-    `before` is told where, when nothing is done yet.
+    Args:
+        frames: [H, W, C] each.
+        length, size: how many, and their height and width in pixels.
+        fps, filename_prefix, format, crf, audio: as the node takes them.
+        hidden: of the node, with the graph.
+        before: called before the first frame is asked for, with where the video will be; what it returns is told beside
+            the video.
+
+    Raises:
+        ExVideoError: numbers, a name or a format that no file can have, or a file that cannot be made.
     """
     kind = format_named(format)
     check_rate(fps)
@@ -81,7 +90,7 @@ def save(
 
     height, width = size
     with host.output_file(filename_prefix, kind.suffix, width, height, hidden.prompt) as to:
-        before(to)
+        kept = before(to)
         save_video(
             counted(),
             to.partial,
@@ -103,9 +112,9 @@ def save(
     in_output = PurePath(to.subfolder, to.name) if kind.suffix else PurePath(to.subfolder, to.name, kind.pictures % 1)
     saved = ui.SavedResult(in_output.name, _posix(in_output.parent), io.FolderType.output)
     if preview is None:
-        return io.NodeOutput(ui=ui.PreviewVideo([saved]))
+        return io.NodeOutput(ui={**ui.PreviewVideo([saved]).as_dict(), **kept})
     shown = ui.PreviewVideo([ui.SavedResult(preview.name, "", io.FolderType.temp)])
-    return io.NodeOutput(ui={**shown.as_dict(), "video": [saved]})
+    return io.NodeOutput(ui={**shown.as_dict(), "video": [saved], **kept})
 
 
 def _posix(folder: PurePath) -> str:

@@ -51,7 +51,7 @@ class ExVideoInterpolate(io.ComfyNode):
         frames = conditioning.rgb(images)
         result = frames.new_empty(interpolated_length(len(frames), multiplier, loop), *frames.shape[1:])
         update = host.progress()
-        made = interpolate(frames, multiplier, host.between_frames(model), loop=loop)
+        made = interpolate(frames, multiplier, host.between_frames(model), loop=loop, check=host.interruptible)
         for number, frame in enumerate(made):
             result[number] = frame
             update(number + 1, len(result))

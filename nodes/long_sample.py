@@ -179,8 +179,7 @@ class ExVideoLongSampler(io.ComfyNode):
         sigmas = schedule.sigmas(steps, denoise)
         # Both plans refuse numbers that do not go together, before any work is done; the chain's knows more reasons.
         segments = chain_segments(total_frames, segment_frames, overlap, seed) if mode == "chain" else []
-        windows = window_size(total_frames, segment_frames, overlap, loop)
-        start = first_latents(vae, init_video, shape)
+        window = window_size(total_frames, segment_frames, overlap, loop)
         job = _Job(model, clip_vision, vae, image, shape, ids, seed, sigmas, min_cfg, max_cfg)
         store = None
         if name := checkpoint_name.strip():
@@ -189,15 +188,19 @@ class ExVideoLongSampler(io.ComfyNode):
                 "encoders": host.encoder_identity(clip_vision, vae), "picture": checksum(image),
                 "total_frames": total_frames, "segment_frames": segment_frames, "overlap": overlap, "loop": loop,
                 "width": width, "height": height, **ids, "seed": seed, "steps": steps, "min_cfg": min_cfg,
-                "max_cfg": max_cfg, "token_from": token_from, "match_first": match_first,
-                "denoise": denoise, "init_video": None if init_video is None else checksum(start),
-                # What the frames that segments begin with are decoded at.
-                "contrast": contrast,
+                "max_cfg": max_cfg, "denoise": denoise,
+                "init_video": None if init_video is None else checksum(init_video[:total_frames]),
             }  # fmt: skip
+            if mode == "chain":
+                # The contrast is what the frames that segments begin with are decoded at.
+                settings |= {"token_from": token_from, "match_first": match_first, "contrast": contrast}
             store = RunStore(host.long_run_folder(name), settings, shape.latent, job.steps)
+        start = first_latents(vae, init_video, shape)
         if mode == "windows":
+            # A window that is the whole clip may have more frames than SVD alone knows.
             rows = reach or max(segment_frames, total_frames)
-            samples = _in_windows(job, start, (*windows, loop, rows), store)
+            model = host.with_drifting_windows(model, sigmas, *window, loop, rows)
+            samples = _in_windows(job._replace(model=model), start, store)
         else:
             samples = _in_a_chain(job, start, segments, contrast, token_from == "picture", match_first, store)
         return io.NodeOutput({"samples": sampling.post_process(samples, normalize, contrast)}, float(fps))
@@ -251,24 +254,30 @@ class _Job(NamedTuple):
         shape = self.shape._replace(frames=frames)
         return condition(self.clip_vision, self.vae, picture, shape, self.ids, self.seed, token_of)
 
-    def sample(self, conditions: tuple[Any, Any], latent: dict[str, Any], seed: int, first: int, **how: Any) -> Any:
+    def sample(
+        self,
+        conditions: tuple[Any, Any],
+        latent: dict[str, Any],
+        seed: int,
+        first: int,
+        callback: Any,
+        steps: RunStore | None = None,
+    ) -> torch.Tensor:
         """As ExVideo Sampler, without what that does to the latents in the end; `first` is the part's first frame."""
         guidance = None
         if self.min_cfg != self.max_cfg:
             guidance = sampling.linear_guidance(self.min_cfg, self.max_cfg, first, self.shape.frames)
         noise = sampling.latent_noise(latent["samples"], seed)
-        model = how.pop("model", self.model)
-        return host.sample_euler(model, *conditions, noise, latent, self.sigmas, self.max_cfg, guidance, seed, **how)
+        return host.sample_euler(
+            self.model, *conditions, noise, latent, self.sigmas, self.max_cfg, guidance, seed, callback, steps
+        )
 
 
-def _in_windows(
-    job: _Job, start: torch.Tensor, windows: tuple[int, int, bool, int], store: RunStore | None
-) -> torch.Tensor:
-    """All frames together; `windows` are length, overlap, loop and rows of the position table."""
-    model = host.with_drifting_windows(job.model, job.sigmas, *windows)
-    callback = host.sampling_progress(model, job.steps)(0)
+def _in_windows(job: _Job, start: torch.Tensor, store: RunStore | None) -> torch.Tensor:
+    """All frames together, by a model that works in windows."""
+    callback = host.sampling_progress(job.model, job.steps)(0)
     conditions = job.condition(job.image, job.shape.frames)
-    return job.sample(conditions, {"samples": start}, job.seed, 0, model=model, callback=callback, steps=store)
+    return job.sample(conditions, {"samples": start}, job.seed, 0, callback, store)
 
 
 def _in_a_chain(
@@ -291,7 +300,7 @@ def _in_a_chain(
         conditions = job.condition(first, len(begin), job.image if from_picture else None)
         latent = pinned_latent(begin, range(segment.pinned), CHAIN_FADE)
         callback = progress(job.steps * segment.number)
-        return job.sample(conditions, latent, segment.seed, segment.frames.start, callback=callback)
+        return job.sample(conditions, latent, segment.seed, segment.frames.start, callback)
 
     def first_frame(latents: torch.Tensor, frame: int) -> torch.Tensor:
         begin = max(frame - _NEIGHBOURS, 0)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..exvideo_core import host
 from ..exvideo_core.decode import decoded_frames
@@ -122,13 +122,16 @@ class ExVideoRender(io.ComfyNode):
                 # With a batch of one, since some autoencoders look at its dimensions.
                 yield vae.process_output(frame[None])[0]
 
-        frames = interpolate(pixels(), multiplier, host.between_frames(model), loop=loop)
+        frames = interpolate(pixels(), multiplier, host.between_frames(model), loop=loop, check=host.interruptible)
         size = latents.shape[2] * PIXELS_PER_CELL, latents.shape[3] * PIXELS_PER_CELL
         length = interpolated_length(len(latents), multiplier, loop)
 
-        def keep(beside: host.Destination) -> None:
-            if keep_latents == "always" or (keep_latents == "auto" and len(latents) > LONG):
-                host.save_latents(latents, beside, cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        def keep(beside: host.Destination) -> dict[str, Any]:
+            if keep_latents == "never" or (keep_latents == "auto" and len(latents) <= LONG):
+                return {}
+            name = host.save_latents(latents, beside, cls.hidden.prompt, cls.hidden.extra_pnginfo)
+            # As the host's Save Latent tells it.
+            return {"latents": [ui.SavedResult(name, beside.subfolder, io.FolderType.output)]}
 
         return save(frames, length, size, fps * multiplier, filename_prefix, format, crf, audio, cls.hidden, keep)
 

@@ -29,6 +29,7 @@ def min_cfg_input() -> Any:
         min=0.0,
         max=100.0,
         step=0.1,
+        round=0.01,
         tooltip="Guidance at the first frame: higher follows the picture more closely.",
     )
 
@@ -40,6 +41,7 @@ def max_cfg_input() -> Any:
         min=0.0,
         max=100.0,
         step=0.1,
+        round=0.01,
         tooltip="Guidance at the last frame; it grows linearly in between.",
     )
 

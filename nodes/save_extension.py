@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 import torch
 from comfy_api.latest import io, ui
 
@@ -51,7 +53,7 @@ class ExVideoSaveExtension(io.ComfyNode):
         graph = host.graph_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         with host.output_file(filename_prefix, ".safetensors", prompt=cls.hidden.prompt) as to:
             write_extension(exvideo, to.partial, PRECISIONS[precision], graph)
-        return io.NodeOutput(ui=ui.PreviewText(f"{to.subfolder}/{to.name}"))
+        return io.NodeOutput(ui=ui.PreviewText(PurePosixPath(to.subfolder, to.name).as_posix()))
 
 
 NODES = [ExVideoSaveExtension]

@@ -67,7 +67,7 @@ def seed_input(of: str) -> Any:
 
 
 def fps_input(tooltip: str) -> Any:
-    return io.Float.Input("fps", default=30.0, min=0.01, max=1000.0, step=0.01, tooltip=tooltip)
+    return io.Float.Input("fps", default=30.0, min=0.01, max=1000.0, step=0.01, round=0.001, tooltip=tooltip)
 
 
 def window_input() -> Any:

@@ -65,10 +65,12 @@ class Drifting:
         return [added.div_(weights) for added in sums]
 
 
-def with_drifting_windows(model: Any, *settings: Any) -> Any:
-    """A clone of a MODEL whose clips are denoised in windows; `settings` as of `Drifting`."""
+def with_drifting_windows(
+    model: Any, sigmas: torch.Tensor, length: int, overlap: int, loop: bool, num_frames: int
+) -> Any:
+    """A clone of a MODEL whose clips are denoised in windows; see `Drifting`."""
     clone = model.clone()
-    clone.set_model_sampler_calc_cond_batch_function(Drifting(*settings))
+    clone.set_model_sampler_calc_cond_batch_function(Drifting(sigmas, length, overlap, loop, num_frames))
     return clone
 
 

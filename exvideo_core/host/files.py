@@ -159,14 +159,19 @@ def _first_line(error: Exception) -> str:
 
 def save_latents(
     latents: torch.Tensor, beside: Destination, prompt: Any, extra_pnginfo: Mapping[str, Any] | None
-) -> None:
-    """Keep latents in a file that the host's Load Latent reads, under the name and number of the one beside it."""
+) -> str:
+    """Keep latents in a file that the host's Load Latent reads, under the name and number of the one beside it.
+
+    Returns:
+        Its name.
+    """
     stem, number, _ = beside.name.rsplit("_", 2)
     with claimed(beside.partial.parent, stem, int(number), ".latent") as claim, _told_of(claim):
         # The second tensor says that the numbers are as samplers leave them.
         tensors = {"latent_tensor": latents, "latent_format_version_0": torch.tensor([])}
         save_tensors(claim.partial, tensors, graph_metadata(prompt, extra_pnginfo))
     log.info("ExVideo keeps the latents in %s.", claim.path)
+    return claim.path.name
 
 
 def input_folder(name: str) -> Path:

@@ -45,11 +45,15 @@ def between_frames(model: Any = None) -> Between:
     return _ModelBetween(model)
 
 
+def _interruptible(device: torch.device) -> FlowBetween:
+    return FlowBetween(device, check=comfy.model_management.throw_exception_if_processing_interrupted)
+
+
 class _FlowBetween:
     """By optical flow, on a device of the host; from where its memory runs out, on the CPU."""
 
     def __init__(self, device: torch.device):
-        self._device, self._between = device, FlowBetween(device)
+        self._device, self._between = device, _interruptible(device)
 
     def __call__(self, first: torch.Tensor, second: torch.Tensor, times: Sequence[float]) -> Iterator[torch.Tensor]:
         management, done = comfy.model_management, 0
@@ -65,7 +69,7 @@ class _FlowBetween:
                 raise
         management.soft_empty_cache()
         log.warning("ExVideo Interpolate ran out of memory on %s and goes on on the CPU, slower.", self._device)
-        self._device, self._between = _CPU, FlowBetween(_CPU)
+        self._device, self._between = _CPU, _interruptible(_CPU)
         yield from self._between(first, second, times[done:])
 
 

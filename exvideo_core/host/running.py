@@ -64,13 +64,16 @@ def encode(vae: Any, frames: torch.Tensor) -> torch.Tensor:
     return latents
 
 
-def encode_frames(vae: Any, frames: torch.Tensor, at_once: int = 8) -> torch.Tensor:
-    """Latents of frames [T, H, W, 3], encoded a few at a time so that it can be seen and interrupted."""
+def encode_frames(vae: Any, frames: torch.Tensor) -> torch.Tensor:
+    """Latents of frames [T, H, W, 3], encoded one at a time, so that it can be seen and interrupted.
+
+    Of several the host would take as many together as memory has room for, and the last digits would depend on that.
+    """
     update = progress()
     latents: list[torch.Tensor] = []
-    for start in range(0, len(frames), at_once):
-        latents.append(encode(vae, frames[start : start + at_once]))
-        update(min(start + at_once, len(frames)), len(frames))
+    for number in range(len(frames)):
+        latents.append(encode(vae, frames[number : number + 1]))
+        update(number + 1, len(frames))
     return torch.cat(latents)
 
 

@@ -22,7 +22,7 @@ def test_pictures_in_half_precision_can_be_resized(dtype):
     torch.testing.assert_close(halved, fit(image, ClipShape(1, 16, 16)), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(5, 6, 3), (0, 5, 6, 3), (1, 5, 6, 2)])
+@pytest.mark.parametrize("shape", [(5, 6, 3), (0, 5, 6, 3), (1, 5, 6, 2), (1, 5, 6, 5)])
 def test_other_tensors_are_refused(shape):
     with pytest.raises(ExVideoError, match="Expected an image"):
         rgb(torch.zeros(shape))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+from exvideo_core import export
 from exvideo_core.export import Audio, save_preview, save_video
 from exvideo_core.formats import FORMATS, format_named, offered_formats
 from exvideo_core.types import ExVideoError
@@ -219,6 +220,18 @@ def test_sound_is_cut_to_the_video(tmp_path, frames, format, codec):
     assert meta["audio_codec"].startswith(codec)
     assert len(back) == 10
     assert meta["duration"] == pytest.approx(0.5, abs=0.06)
+
+
+def test_of_a_long_sound_no_more_is_written_than_is_heard(tmp_path, frames, monkeypatch):
+    carried, kept = export._carried, []
+
+    def noted(audio, channels):
+        kept.append(audio.waveform.shape[1])
+        return carried(audio, channels)
+
+    monkeypatch.setattr(export, "_carried", noted)
+    save(tmp_path, frames, fps=20, audio=Audio(torch.zeros(2, 1_000_000), 44100))
+    assert kept[0] == 22050 + 1
 
 
 def test_formats_without_sound_are_saved_without(tmp_path, frames):

@@ -145,6 +145,30 @@ def test_values_that_are_no_colours_do_no_harm():
     assert found[60:].isfinite().all()
 
 
+@pytest.mark.parametrize("flow", FLOWS)
+def test_long_work_can_be_ended(flow):
+    """At each look, of which there are several between two frames."""
+    first, second = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    looks = []
+
+    def look():
+        looks.append(1)
+
+    assert len(list(interpolate([first, second], 2, FlowBetween(flow=flow, check=look), flow, check=look))) == 3
+    cut = len(looks)
+    list(FlowBetween(flow=flow, check=look)(first, second, [0.5]))
+    assert cut >= 2
+    assert len(looks) - cut >= 6
+
+    def end():
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        list(FlowBetween(flow=flow, check=end)(first, second, [0.5]))
+    with pytest.raises(InterruptedError):
+        list(interpolate([first, second], 2, FlowBetween(), flow, check=end))
+
+
 @pytest.mark.parametrize("multiplier", [0, 17, -1])
 def test_multipliers_out_of_range_are_refused(multiplier):
     with pytest.raises(ExVideoError, match="1 to 16"):

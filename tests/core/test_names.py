@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from exvideo_core.names import file_prefix
@@ -21,6 +23,16 @@ PROMPT = {
 )
 def test_inputs_of_the_graph_are_filled_in(prefix, filled):
     assert file_prefix(prefix, PROMPT) == filled
+
+
+def test_a_title_that_is_nothing_is_none():
+    prompt = {"1": {"class_type": "A", "_meta": None, "inputs": {}}, **PROMPT}
+    assert file_prefix("%Picture.image%", prompt) == "a_b_ c.png"
+
+
+def test_the_date_has_a_usual_form():
+    written = file_prefix("%date%/%date:yyyy-MM-dd%")
+    assert re.fullmatch(r"(\d{4}-\d\d-\d\d)/\1", written)
 
 
 def test_without_a_graph_they_stay():

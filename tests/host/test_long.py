@@ -116,6 +116,24 @@ def test_a_run_that_reworks_another_video_is_refused(long, runs):
         long(init_video=1 - video, **second)
 
 
+def test_latents_of_a_video_do_not_depend_on_free_memory(loaded, monkeypatch):
+    """By which the host chooses how many pictures it encodes together, whose last digits differ."""
+    import comfy.model_management
+
+    video = torch.rand(9, 64, 64, 3, generator=torch.Generator().manual_seed(3))
+    much = host.encode_frames(loaded[2], video)
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_args, **_kwargs: 1)
+    assert torch.equal(host.encode_frames(loaded[2], video), much)
+
+
+def test_what_comes_after_the_sampling_of_windows_may_change(long, extended, runs):
+    inputs = {"total_frames": 10, "mode": "windows", "checkpoint_name": "mine", **RAW}
+    first = long(**inputs)
+    extended[1].update(passes=0)
+    torch.testing.assert_close(long(**{**inputs, "contrast": 2.0}), 2 * first)
+    assert extended[1]["passes"] <= 3
+
+
 def test_normalisation_and_contrast_come_once_over_the_whole(long):
     from exvideo_pack.exvideo_core.sampling import post_process
 

@@ -101,7 +101,10 @@ def test_every_format_is_saved_listed_and_served(client, graph, server, tmp_path
 def test_latents_are_kept_first_and_can_be_rendered_later(client, graph, server):
     prompt, key = graph(filename_prefix="kept/straight", format="png")
     prompt["100"] = render(key, filename_prefix="kept/clip", format="png", keep_latents="always")
-    run(client, prompt)
+    history = run(client, prompt)
+    assert history["outputs"]["100"]["latents"] == [
+        {"filename": "clip_00001_.latent", "subfolder": "kept", "type": "output"}
+    ]
     output = server.base / "output" / "kept"
     kept = output / "clip_00001_.latent"
     assert load_file(kept)["latent_tensor"].shape == (FRAMES, 4, 9, 8)

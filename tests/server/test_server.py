@@ -227,6 +227,9 @@ def test_an_extension_is_saved_listed_and_loaded_again(client, image_to_video, s
     kept = json.loads(metadata["prompt"])
     kept["1"].pop("is_changed")  # the host's own note, for its cache
     assert kept == prompt
+    prompt["2"]["inputs"]["filename_prefix"] = "mine"
+    history, _ = finish(client, (prompt, None))
+    assert history["outputs"]["2"]["text"] == ["mine_00001_.safetensors"]
     listed = server.get("/object_info/ExVideoLoader")["ExVideoLoader"]["input"]["required"]["exvideo_name"]
     assert path.name in str(listed)
     loader = {"ckpt_name": "exvideo_tiny_svd.safetensors", "exvideo_name": path.name}
