@@ -102,7 +102,7 @@ SHEETS = {
         ],
     ),
     "low_memory": Sheet(
-        "128 frames at 512×512 on a card with 8 GB: the same video as Image to Video makes, in less "
+        "128 frames at 512×512, meant for a card with 8 GB: the same video as Image to Video makes, in less "
         f"memory.{_FILES}\n\n`memory` low works through the model in small chunks. Rendering a few "
         "frames at a time keeps the video out of memory, and the latents are saved first, so that a full disk costs "
         "no sampling.",
