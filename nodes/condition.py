@@ -59,9 +59,13 @@ class ExVideoConditioning(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output("positive", display_name="positive"),
-                io.Conditioning.Output("negative", display_name="negative"),
-                io.Latent.Output("latent", display_name="latent"),
+                io.Conditioning.Output(
+                    "positive", display_name="positive", tooltip="The picture and its motion, for the sampler."
+                ),
+                io.Conditioning.Output("negative", display_name="negative", tooltip="The same without the picture."),
+                io.Latent.Output(
+                    "latent", display_name="latent", tooltip="The clip to sample: empty, or of init_video."
+                ),
                 # An output may not carry the id of an input.
                 io.Float.Output("video_fps", display_name="fps", tooltip="Frames a second, to save the video with."),
             ],

@@ -28,7 +28,7 @@ class ExVideoDecode(io.ComfyNode):
                 loop_input(),
                 centred_blend_input(),
             ],
-            outputs=[io.Image.Output("images", display_name="IMAGE")],
+            outputs=[io.Image.Output("images", display_name="IMAGE", tooltip="All frames.")],
         )
 
     @classmethod

@@ -36,7 +36,9 @@ class ExVideoInterpolate(io.ComfyNode):
                 loop_input(),
             ],
             outputs=[
-                io.Image.Output("interpolated", display_name="IMAGE"),
+                io.Image.Output(
+                    "interpolated", display_name="IMAGE", tooltip="The frames that came in, and those between them."
+                ),
                 # An output may not carry the id of an input.
                 io.Float.Output("video_fps", display_name="fps", tooltip="Frames a second, to save the video with."),
             ],

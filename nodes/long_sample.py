@@ -129,7 +129,7 @@ class ExVideoLongSampler(io.ComfyNode):
                 video_input("total_frames"),
             ],
             outputs=[
-                io.Latent.Output("samples", display_name="LATENT"),
+                io.Latent.Output("samples", display_name="LATENT", tooltip="The whole video, to be decoded."),
                 # An output may not carry the id of an input.
                 io.Float.Output("video_fps", display_name="fps", tooltip="Frames a second, to save the video with."),
             ],

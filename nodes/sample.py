@@ -90,7 +90,7 @@ class ExVideoScheduler(io.ComfyNode):
                 steps_input(),
                 _denoise_input(),
             ],
-            outputs=[io.Sigmas.Output("sigmas", display_name="SIGMAS")],
+            outputs=[io.Sigmas.Output("sigmas", display_name="SIGMAS", tooltip="Falling to 0, for SamplerCustom.")],
         )
 
     @classmethod
@@ -121,7 +121,7 @@ class ExVideoSampler(io.ComfyNode):
                 normalize_input(),
                 contrast_input(),
             ],
-            outputs=[io.Latent.Output("samples", display_name="LATENT")],
+            outputs=[io.Latent.Output("samples", display_name="LATENT", tooltip="The sampled clip, to be decoded.")],
         )
 
     @classmethod

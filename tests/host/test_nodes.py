@@ -87,7 +87,7 @@ def test_the_contract_of_ids_inputs_and_outputs(nodes):
         schema = node.GET_SCHEMA()
         got[node_id] = ([i.id for i in schema.inputs], [o.get_io_type() for o in schema.outputs])
         assert schema.category == "ExVideo"
-        assert all(i.tooltip for i in schema.inputs)
+        assert all(each.tooltip for each in (*schema.inputs, *schema.outputs))
     assert got == EXPECTED
 
 
