@@ -287,13 +287,24 @@ def read_layout(name: str, shapes: Mapping[str, Shape]) -> SVDLayout:
             f"{missing.args[0]}. Choose an image-to-video one such as svd_xt.safetensors."
         ) from None
     layout = SVDLayout(unet, vae, clip)
-    wrong = [key for key, shape in layout.tensors(saved).items() if shapes.get(key) != shape]
+    expected = layout.tensors(saved)
+    wrong = [key for key, shape in expected.items() if shapes.get(key) != shape]
+    if wrong and {key for key in wrong if key not in shapes} == {key for key in expected if _is_of_frames(key)}:
+        raise ExVideoError(
+            f"{name} has a decoder for single pictures, without the layers that look from frame to frame. Choose the "
+            "file without image_decoder in its name, such as svd_xt.safetensors."
+        )
     if wrong:
         raise ExVideoError(
             f"{name} is damaged or not of Stable Video Diffusion's form: {len(wrong)} of its tensors are missing or "
             f"of the wrong shape, among them {', '.join(wrong[:3])}. Choose one such as svd_xt.safetensors."
         )
     return layout
+
+
+def _is_of_frames(key: str) -> bool:
+    """Whether a tensor belongs to what the decoder of videos has beside that of pictures."""
+    return key.startswith(f"{VAE_PREFIX}decoder.") and any(part in key for part in (".time_", ".mix_factor"))
 
 
 def _host_name(key: str) -> str:

@@ -108,10 +108,11 @@ class Memory:
             # Only now, without the exception, which holds on to all that the pass had.
             self.ran_out = args[0].numel(), tried // 4
             comfy.model_management.soft_empty_cache()
+            advice = "" if self.setting == "low" else ": a smaller setting of memory at Apply ExVideo saves the time"
             log.warning(
-                "ExVideo ran out of memory and goes on in smaller chunks, of %d MiB: a smaller setting of memory "
-                "at Apply ExVideo avoids the lost time.",
+                "ExVideo ran out of memory and goes on in smaller chunks, of %d MiB%s.",
                 self.ran_out[1] // MIB,
+                advice,
             )
 
     def give_back(self, _model: Any) -> None:

@@ -44,6 +44,18 @@ def test_a_missing_part_is_named(missing):
     assert missing in str(error.value)
 
 
+def test_the_variant_for_single_pictures_is_told():
+    """Beside each SVD there is one with the decoder of the models for pictures."""
+    names = (".time_stack.", ".mix_factor", ".time_mix_conv.")
+    shapes = {
+        key: shape
+        for key, shape in LAYOUT.tensors().items()
+        if not (key.startswith("first_stage_model.decoder.") and any(name in key for name in names))
+    }
+    with pytest.raises(ExVideoError, match=r"a decoder for single pictures.* without image_decoder in its name"):
+        read_layout("svd_xt_image_decoder.safetensors", shapes)
+
+
 @pytest.mark.parametrize(
     ("saved", "key"),
     [

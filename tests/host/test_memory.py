@@ -118,6 +118,7 @@ def test_out_of_memory_is_tried_again_in_smaller_chunks(extended, predict, caplo
     assert error(predict(short, 30), expected) < 2e-6
     told = [record.message for record in caplog.records if "ran out of memory" in record.message]
     assert [int(text.split(" MiB")[0].split()[-1]) for text in told] == [16, 4]
+    assert all("a smaller setting of memory" in text for text in told)
 
 
 def test_out_of_memory_for_good_is_told(extended, predict, within):
