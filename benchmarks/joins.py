@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -126,12 +126,13 @@ def until_lost(errors: torch.Tensor) -> int:
 
 
 def _ways(studio: Studio, frames: int) -> dict[str, Way]:
-    def chain(overlap: int, **settings: bool) -> Way:
+    def chain(overlap: int, **settings: Any) -> Way:
         joins = [segment.new.start for segment in chain_segments(frames, LONG, overlap, 0)[1:]]
         return Way(lambda what: studio.long(what, SIDE, frames, mode="chain", overlap=overlap, **settings), joins)
 
     ways = {f"chain, overlap {overlap}": chain(overlap) for overlap in OVERLAPS}
     ways["chain, overlap 16, colours of the first"] = chain(16, match_first=True)
+    ways["chain, overlap 16, token of the picture"] = chain(16, token_from="picture")
     # Its windows lie elsewhere at each step, so it has no joins.
     ways["windows, overlap 16"] = Way(lambda what: studio.long(what, SIDE, frames, mode="windows", overlap=16), [])
     ways["base, from last frame to last frame"] = Way(
