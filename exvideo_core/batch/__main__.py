@@ -9,6 +9,7 @@ done, 1 when some pictures failed or were not reached, 2 when nothing was begun,
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        from .client import Client  # noqa: F401
+        importlib.import_module(".client", __package__)
     except ImportError as error:
         raise ExVideoError(
             "A batch needs requests and websocket-client: install both (pip install requests websocket-client)."

@@ -39,8 +39,8 @@ def at_hand(x: torch.Tensor, *modules: Any) -> Iterator[None]:
     """
     with ExitStack() as kept:
         for layer in (layer for module in modules for layer in module.modules()):
-            if _waits(layer, x):
-                kept.enter_context(_kept(layer, x))
+            if _waits(layer, x) and (copies := _copies(layer, x)):
+                kept.enter_context(_with_weights(layer, copies))
         yield
 
 
@@ -52,21 +52,25 @@ def _waits(layer: Any, x: torch.Tensor) -> bool:
     return weight.device != x.device or bool(layer.weight_function or layer.bias_function)
 
 
+def _copies(layer: Any, x: torch.Tensor) -> dict[str, Any]:
+    """Weight and bias where x is, as they are to act; none where the host finds them there each time anyway."""
+    with Lent(layer, x) as (weight, bias):
+        # Newer hosts sign what they have found room for on the device.
+        if getattr(layer, "_v_signature", None) is not None:
+            return {}
+        return {
+            name: None if tensor is None else torch.nn.Parameter(tensor.clone(), False)
+            for name, tensor in (("weight", weight), ("bias", bias))
+        }
+
+
 @contextmanager
-def _kept(layer: Any, x: torch.Tensor) -> Iterator[None]:
-    with Lent(layer, x) as lent:
-        # Newer hosts sign what they have found room for on the device, and find it there next time.
-        if getattr(layer, "_v_signature", None) is None:
-            copies = [None if tensor is None else torch.nn.Parameter(tensor.clone(), False) for tensor in lent]
-        else:
-            copies = []
-    if not copies:
-        yield
-        return
+def _with_weights(layer: Any, weights: dict[str, Any]) -> Iterator[None]:
+    """Let a layer have other weights, which are as they are to act."""
     parameters = layer._parameters.copy()
     functions = {name: vars(layer).get(name) for name in ("weight_function", "bias_function")}
     try:
-        layer._parameters.update(zip(("weight", "bias"), copies, strict=True))
+        layer._parameters.update(weights)
         layer.weight_function, layer.bias_function = [], []
         yield
     finally:

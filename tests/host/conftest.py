@@ -105,6 +105,25 @@ def little_memory(monkeypatch):
     management.unload_all_models()
 
 
+@pytest.fixture
+def like_a_gpu(monkeypatch):
+    """Let the CPU pass for a device with so many bytes free, and main memory beside it."""
+    import comfy.model_management
+    from exvideo_pack.exvideo_core.host import memory
+
+    def call(free):
+        monkeypatch.setattr(memory, "_has_its_own_memory", lambda device: True)
+        monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: False)
+        # Sometimes the host asks what torch has of it, too.
+        monkeypatch.setattr(
+            comfy.model_management,
+            "get_free_memory",
+            lambda _device=None, torch_free_too=False: (free, free) if torch_free_too else free,
+        )
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def extension(models):
     from exvideo_pack.exvideo_core.extension import read_extension

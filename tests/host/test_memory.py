@@ -6,7 +6,7 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from exvideo_pack.exvideo_core import budget, chunked, host, unet
+from exvideo_pack.exvideo_core import budget, host
 from exvideo_pack.exvideo_core.extension import new_extension
 from exvideo_pack.exvideo_core.host import interpolation, memory
 from exvideo_pack.exvideo_core.host.memory import OUT_OF_MEMORY
@@ -266,71 +266,6 @@ def test_settings_are_checked(loaded, extension, run):
         assert run("ExVideoApply", model=loaded[0], exvideo=extension, memory=setting)[0].get_additional_models()
     with pytest.raises(ExVideoError, match="no memory setting huge: choose auto, fast, balanced, low"):
         run("ExVideoApply", model=loaded[0], exvideo=extension, memory="huge")
-
-
-def free_memory(free):
-    """The host's question for free memory, of which it sometimes asks what torch has of it."""
-    return lambda _device=None, torch_free_too=False: (free, free) if torch_free_too else free
-
-
-@pytest.fixture
-def like_a_gpu(monkeypatch):
-    """Let the CPU pass for a device with so many bytes free, and main memory beside it."""
-
-    def call(free):
-        monkeypatch.setattr(memory, "_has_its_own_memory", lambda device: True)
-        monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: False)
-        monkeypatch.setattr(comfy.model_management, "get_free_memory", free_memory(free))
-
-    return call
-
-
-def test_parked_skip_connections_change_nothing(extended, predict, like_a_gpu, monkeypatch):
-    expected = predict(extended, 30)
-    parked = []
-    monkeypatch.setattr(unet, "Parked", lambda x, pin: parked.append(x.shape) or chunked.Parked(x, pin))
-    like_a_gpu(0)
-    assert error(predict(extended, 30), expected) < 2e-6
-    assert len(parked) == 12
-    # Where others look at the maps, they find them where they always were.
-    seen = []
-
-    def look(h, skip, options):
-        seen.append((h.shape, skip.shape, skip.abs().sum() > 0))
-        return h, skip
-
-    patched = extended.clone()
-    patched.set_model_output_block_patch(look)
-    parked.clear()
-    assert error(predict(patched, 30), expected) < 2e-6
-    assert not parked
-    assert len(seen) == 12
-    assert all(skip[2:] == h[2:] and real for h, skip, real in seen)
-
-
-def test_memory_that_was_locked_is_given_back(extended, extension, predict, like_a_gpu, monkeypatch):
-    """When a sampling ends, and only where there was some."""
-    given = []
-    monkeypatch.setattr(memory, "_give_back_locked_memory", lambda: given.append(1))
-    predict(extended, 30)
-    assert not given
-    like_a_gpu(0)
-    monkeypatch.setattr(memory, "_can_be_locked", lambda device: True)
-    for count in (1, 2):
-        predict(extended, 30)
-        assert len(given) == count
-    # Applied once more, and cloned, it is done once.
-    predict(host.apply_extension(extended, extension).clone(), 30)
-    assert len(given) == 3
-
-
-def test_a_patch_before_the_skip_connections_still_works(extended, predict, like_a_gpu):
-    patched = extended.clone()
-    patched.set_model_input_block_patch(lambda h, options: h * 1.1)
-    expected = predict(patched, 30)
-    assert error(expected, predict(extended, 30)) > 1e-3
-    like_a_gpu(0)
-    assert error(predict(patched, 30), expected) < 2e-6
 
 
 def test_a_flow_goes_on_on_the_cpu_where_memory_runs_out(like_a_gpu, monkeypatch, caplog):

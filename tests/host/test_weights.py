@@ -67,7 +67,7 @@ def test_what_waits_is_patched_once_a_pass(extended, predict, little_memory, mon
 def test_what_is_at_hand_stays(extended, predict, monkeypatch):
     """Whole in memory and patched, weights are not copied."""
     predict(extended, 30)
-    monkeypatch.setattr(weights, "_kept", None)
+    monkeypatch.setattr(weights, "_copies", None)
     predict(extended, 30)
 
 
