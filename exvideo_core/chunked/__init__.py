@@ -8,9 +8,9 @@ longer needs. Normalisations over a whole clip keep their statistics: these are 
 from . import differentiable
 from .decoder import decode
 from .norms import normalised
-from .products import convolved
 from .res_block import res_block
 from .transformer import transformer
+from .winograd import convolved
 from .work import Affine, Parked, Source, Upsampled, Work, is_led, is_whole, stand_in
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from einops import rearrange
 
-from . import products
+from . import products, winograd
 from .norms import activated, clip_moments, normalised, precise
 from .work import Affine, Source, Work, channels_are_last
 
@@ -53,11 +53,11 @@ def image_chunk(affine: Affine, block: Any, x: torch.Tensor, shift: torch.Tensor
     norm_out, *_, conv_out = block.out_layers
     hidden = normalised(affine, norm_in, x, silu=True)
     with affine(conv_in, x) as (kernel, bias):
-        large = products.pay(hidden, kernel)
-        hidden = products.over_maps(hidden, kernel, None) if large else conv_in._conv_forward(hidden, kernel, None)
+        convolved = winograd.over_maps if winograd.pays(hidden, kernel) else conv_in._conv_forward
+        hidden = convolved(hidden, kernel, None)
         hidden += (shift + bias)[..., None, None]
     hidden = normalised(affine, norm_out, hidden, silu=True)
-    return products.convolved(affine, conv_out, hidden).add_(block.skip_connection(x))
+    return winograd.convolved(affine, conv_out, hidden).add_(block.skip_connection(x))
 
 
 def spatial_res_block(work: Work, parts: list[Source], like: torch.Tensor, channels: int, run: Spatial) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from . import fused, products
+from . import fused, products, winograd
 from .norms import normalised
 from .work import Affine, Work, is_led, is_whole
 
@@ -117,10 +117,14 @@ def _positioned(affine: Affine, position: Any, clip: torch.Tensor, embedded: tor
     """
     frames, height, width, channels = clip.shape
     above, below = max(band.start - 1, 0), min(band.stop + 1, height)
+    by_tiles = winograd.pays(clip, position.conv.weight)
     # With one cell more on each side, into which the inside is written without a copy on the way.
     shape = frames + 2, band.stop - band.start + 2, width + 2
-    by_products = products.pay(clip, position.conv.weight)
-    if clip.device.type == "cpu" and not by_products:
+    if by_tiles:
+        # Over whole axes, frames and columns, so that tiles are the same whatever the band.
+        filled = clip.new_zeros(frames + 2 + frames % 2, shape[1], width + 2 + width % 2, channels)
+        padded = filled[: frames + 2, :, : width + 2]
+    elif clip.device.type == "cpu":
         # The layout that a processor's convolution reads best; in the other it would lay out its weights anew.
         padded = clip.new_empty(channels, *shape).permute(1, 2, 3, 0)
     else:
@@ -132,8 +136,10 @@ def _positioned(affine: Affine, position: Any, clip: torch.Tensor, embedded: tor
     _mirror(padded[1:-1], 2, width)
     _mirror(padded, 0, frames)
     with affine(position.conv, clip) as (kernel, bias):
-        if by_products:
-            return rearrange(products.over_places(padded, kernel, bias), "t h w c -> t (h w) c")
+        if by_tiles:
+            out = clip.new_empty(frames, shape[1] - 2, width, channels)
+            winograd.convolve(filled.transpose(0, 1), kernel, bias, out.transpose(0, 1))
+            return rearrange(out, "t h w c -> t (h w) c")
         if clip.device.type != "cpu":
             kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
         mixed = position.conv._conv_forward(rearrange(padded, "t h w c -> 1 c t h w"), kernel, bias)

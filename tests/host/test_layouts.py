@@ -6,7 +6,6 @@ The first is run on the CPU, too, whose convolutions know that layout; only the 
 import importlib
 from contextlib import nullcontext
 
-import comfy.ops
 import pytest
 import torch
 import torch.nn.functional as F
@@ -157,58 +156,6 @@ def test_a_convolution_over_time_is_three_products(frames, layout):
     with torch.no_grad():
         ours = products.over_time(x.contiguous(memory_format=layout), convolution.weight, convolution.bias)
         torch.testing.assert_close(ours, convolution(x.transpose(0, 1)[None])[0].transpose(0, 1))
-
-
-@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3)])
-@pytest.mark.parametrize("biased", [True, False])
-def test_a_convolution_over_places_is_a_product_for_each(kernel, biased, monkeypatch):
-    monkeypatch.setattr(products, "_CHANNELS", 4)  # so that the last part has fewer
-    convolution = torch.nn.Conv3d(6, 8, kernel, bias=biased).double()
-    padded = torch.randn(5, 6, 4, 6, generator=torch.Generator().manual_seed(0)).double()
-    with torch.no_grad():
-        ours = products.over_places(padded, convolution.weight, convolution.bias)
-        right = convolution(padded.permute(3, 0, 1, 2)[None])[0].permute(1, 2, 3, 0)
-        torch.testing.assert_close(ours, right)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [(6, 5), (1, 2)])
-def test_a_convolution_of_the_host_s_in_products(stride, size, monkeypatch):
-    monkeypatch.setattr(products, "_LARGE", 0)
-    layer = comfy.ops.manual_cast.Conv2d(6, 8, 3, stride=stride, padding=1, dtype=torch.float64)
-    torch.nn.Conv2d.reset_parameters(layer)
-    x = torch.randn(3, 6, *size, generator=torch.Generator().manual_seed(0)).double()
-    with torch.no_grad():
-        ours = products.convolved(affine, layer, x)
-        assert ours.stride(1) == 1  # made by products
-        torch.testing.assert_close(ours, layer(x))
-
-
-def test_which_convolutions_are_products(monkeypatch):
-    """With large kernels, however many frames there are; not in half precision, whose sums would be rounded on the
-    way, nor in training."""
-    x, kernel = torch.zeros(1, 6, 2, 3), torch.zeros(8, 6, 3, 3)
-    assert not products.pay(x, kernel)
-    monkeypatch.setattr(products, "_LARGE", 4 * kernel.numel())
-    with torch.no_grad():
-        assert products.pay(x, kernel)
-        assert not products.pay(x, kernel[1:])
-        assert not products.pay(x.half(), kernel)
-    with torch.enable_grad():
-        assert not products.pay(x, kernel)
-
-
-def test_a_pass_is_the_same_in_products(load, extension, predict, monkeypatch):
-    """Those between the levels, too."""
-    model = host.apply_extension(load(torch.float64, torch.float64), extension)
-    monkeypatch.setattr(host.memory.Memory, "__call__", lambda self, x: host.memory.work(None))
-    right = predict(model, 3)
-    seen, over_places = [], products.over_places
-    monkeypatch.setattr(products, "over_places", lambda *args: seen.append(args[3:]) or over_places(*args))
-    monkeypatch.setattr(products, "_LARGE", 0)
-    torch.testing.assert_close(predict(model, 3), right, rtol=1e-5, atol=1e-5)
-    # Three up, and two in each of the 22 ResNet blocks; three down; one in each of the 16 transformers.
-    assert (seen.count((1,)), seen.count((2,)), seen.count(())) == (3 + 44, 3, 16)
 
 
 def test_long_sums_are_in_pieces():

@@ -1,0 +1,100 @@
+"""Convolutions in fewer products, on a processor."""
+
+import importlib
+
+import comfy.ops
+import pytest
+import torch
+import torch.nn.functional as F
+from exvideo_pack.exvideo_core import host, layers
+from exvideo_pack.exvideo_core.chunked import Work
+
+transformer, winograd = (
+    importlib.import_module(f"exvideo_pack.exvideo_core.chunked.{name}") for name in ("transformer", "winograd")
+)
+
+
+def noise(*shape, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+@pytest.mark.parametrize("places", [1, 3])
+@pytest.mark.parametrize("size", [(5, 6, 4), (1, 1, 1), (4, 3, 6), (2, 8, 7)])
+@pytest.mark.parametrize("block", [1, 5000, winograd._BLOCK])
+def test_a_convolution(places, size, block, monkeypatch):
+    """Whole or row by row and channel by channel; what is behind an odd row or column counts for nothing."""
+    monkeypatch.setattr(winograd, "_BLOCK", block)
+    along, height, width = size
+    x, kernel, bias = noise(along + places - 1, height + 2, width + 2, 6), noise(8, 6, 3, places, 3), noise(8)
+    right = F.conv3d(x.permute(3, 1, 0, 2)[None], kernel, bias)[0].permute(2, 1, 3, 0)
+    behind = F.pad(x, (0, 0, 0, width % 2, 0, height % 2), value=1e3)
+    out = torch.full((along, height, width, 8), torch.nan, dtype=torch.float64)
+    winograd.convolve(behind, kernel, bias, out)
+    torch.testing.assert_close(out, right)
+    winograd.convolve(behind, kernel, None, out)
+    torch.testing.assert_close(out, right - bias)
+
+
+def test_it_rounds_as_little_as_other_convolutions():
+    """To the error of torch's convolution by channels, or less."""
+    x, kernel = noise(2, 320, 16, 16), noise(320, 320, 3, 3)
+    right = F.conv2d(x, kernel, padding=1)
+    by_channels = x.float().contiguous(memory_format=torch.channels_last)
+    for ours in (winograd.over_maps(by_channels, kernel.float(), None), F.conv2d(x.float(), kernel.float(), padding=1)):
+        assert (ours - right).norm() < 1e-6 * right.norm()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(6, 5), (1, 2)])
+def test_a_convolution_of_the_host_s(stride, size, monkeypatch):
+    monkeypatch.setattr(winograd, "_LEAST", 0)
+    seen, convolve = [], winograd.convolve
+    monkeypatch.setattr(winograd, "convolve", lambda *args: seen.append(True) or convolve(*args))
+    layer = comfy.ops.manual_cast.Conv2d(6, 8, 3, stride=stride, padding=1, dtype=torch.float64)
+    torch.nn.Conv2d.reset_parameters(layer)
+    x = noise(3, 6, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(winograd.convolved(Work().affine, layer, x), layer(x))
+    assert seen == [True] * (stride == 1)
+
+
+def test_where_it_pays():
+    """With many channels; not in half precision, whose sums would be rounded on the way, nor in training."""
+    x, kernel = torch.zeros(1, 256, 2, 3), torch.zeros(256, 256, 3, 3)
+    with torch.no_grad():
+        assert winograd.pays(x, kernel)
+        assert not winograd.pays(x, kernel[1:])
+        assert not winograd.pays(x.half(), kernel)
+    with torch.enable_grad():
+        assert not winograd.pays(x, kernel)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 4])
+def test_neighbours_are_mixed_the_same_whatever_the_band(frames, extension, monkeypatch):
+    """And as torch mixes them."""
+    (weights, *_) = extension.position_weights(1.0)
+    position = layers.PositionLayer(weights).double()
+    channels = len(weights.kernel)
+    clip, embedded = noise(frames, 5, 3, channels), noise(frames, channels)
+
+    def band(start, stop):
+        with torch.no_grad():
+            return transformer._positioned(Work().affine, position, clip, embedded, slice(start, stop))
+
+    right = band(0, 5)
+    monkeypatch.setattr(winograd, "_LEAST", 0)
+    torch.testing.assert_close(band(0, 5), right)
+    torch.testing.assert_close(torch.cat([band(0, 1), band(1, 4), band(4, 5)], 1), band(0, 5), rtol=0, atol=1e-12)
+
+
+def test_a_pass_is_the_same(load, extension, predict, monkeypatch):
+    """Those between the levels, too."""
+    model = host.apply_extension(load(torch.float64, torch.float64), extension)
+    monkeypatch.setattr(host.memory.Memory, "__call__", lambda self, x: host.memory.work(None))
+    right = predict(model, 3)
+    seen, convolve = [], winograd.convolve
+    monkeypatch.setattr(winograd, "convolve", lambda *args: seen.append(args[1].shape[3]) or convolve(*args))
+    monkeypatch.setattr(winograd, "_LEAST", 0)
+    torch.testing.assert_close(predict(model, 3), right, rtol=1e-5, atol=1e-5)
+    # Three up, and two in each of the 22 ResNet blocks; one in each of the 16 transformers.
+    assert (seen.count(1), seen.count(3)) == (3 + 44, 16)
