@@ -81,6 +81,7 @@ def convolve(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, o
 
 
 def _convolve_block(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    """As `convolve`, with all sums of the inputs at once."""
     count, height, width, channels = out.shape
     places, deep = kernel.shape[3], x.shape[-1]
     four = kernel.new_tensor(_SUMS)
@@ -92,7 +93,7 @@ def _convolve_block(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | 
         products = _products(inputs, kernels, count)
         del kernels  # before the next are made
         if bias is not None:
-            products[5] += bias[part]  # which each of the four results contains once
+            products[5] += bias[part]  # of the second sums along both axes, which all four results contain once
         _results(products.view(4, 4, count, -(-height // 2), -(-width // 2), -1), out[..., part])
 
 
@@ -149,6 +150,7 @@ def _results(products: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def _pairs(fours: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two results of four products along the first axis, one of them written over these."""
     first, second, third, fourth = fours
     odd = (second - third).sub_(fourth)
     return second.add_(third).add_(first), odd
