@@ -89,10 +89,15 @@ class Client:
         """What the server says about every node: inputs, their order and defaults."""
         return dict(self._ask("GET", "/object_info", within=FIRST_ANSWER_WITHIN))
 
-    def queue(self, prompt: dict[str, Any], workflow: dict[str, Any] | None = None) -> str:
-        """Queue a prompt in API form, with the graph of the page to be stored in its files; returns the prompt's id."""
+    def queue(self, prompt: dict[str, Any], workflow: dict[str, Any] | None = None, prompt_id: str = "") -> str:
+        """Queue a prompt in API form, with the graph of the page to be stored in its files; returns the prompt's id.
+
+        Who chooses the id, a UUID, can take the prompt back even where the server's answer was not waited for.
+        """
         self._connect()  # before queueing, or the first events go nowhere
         body: dict[str, Any] = {"prompt": prompt, "client_id": self.id}
+        if prompt_id:
+            body["prompt_id"] = prompt_id
         if workflow is not None:
             body["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}
         answer = self._ask("POST", "/prompt", json=body, accept=(400,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -42,14 +43,14 @@ class Maker:
 
     def __init__(self, client: Client, recipe: Recipe):
         self._client, self._recipe = client, recipe
-        self._prompt_id = ""
+        self._prompt_id, self._begun = "", False
 
     def make(self, item: Item, on_event: OnEvent) -> Outcome:
         """Upload, queue, follow and fetch an item."""
         try:
             return Outcome(self._make(item, on_event))
         except (PromptRefusedError, ServerGoneError) as error:
-            return Outcome([], str(error), server_lost=True, begun=bool(self._prompt_id))
+            return Outcome([], str(error), server_lost=True, begun=self._begun)
         except (ExVideoError, OSError) as error:
             return Outcome([], str(error))
 
@@ -61,8 +62,13 @@ class Maker:
 
     def _make(self, item: Item, on_event: OnEvent) -> list[Path]:
         client, recipe = self._client, self._recipe
+        self._begun = False
         picture = {recipe.picture_input: client.upload_image(item.picture)}
-        self._prompt_id = client.queue(with_values(recipe.graph, recipe.picture_nodes, picture))
+        graph = with_values(recipe.graph, recipe.picture_nodes, picture)
+        # Known before the server knows it: Ctrl-C may come while its answer is on the way.
+        self._prompt_id = str(uuid.uuid4())
+        client.queue(graph, prompt_id=self._prompt_id)
+        self._begun = True
         client.follow(self._prompt_id, on_event)
         # Of the others, previews, the server keeps nothing.
         saved = [output for output in outputs(client.history(self._prompt_id)) if output.type == "output"]

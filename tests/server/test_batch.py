@@ -14,7 +14,9 @@ from PIL import Image
 from benchmarks import queued
 from dev.environment import ROOT
 from exvideo_core.batch.__main__ import main
-from exvideo_core.batch.manifest import MANIFEST
+from exvideo_core.batch.client import Client
+from exvideo_core.batch.manifest import MANIFEST, Item
+from exvideo_core.batch.work import Maker, Recipe
 from exvideo_core.lock import locked
 
 SETTINGS = {
@@ -142,7 +144,8 @@ def test_pictures_of_one_name_keep_files_apart(server, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_batch_that_is_stopped_goes_on(server, tmp_path, number):
     """Ctrl-C stops the server's work too; after a kill, the server goes on, and its work is not done twice."""
-    seed = {"ExVideoSampler.seed": int(number)}
+    # Steps enough that the second picture is not done before it is stopped.
+    seed = {"ExVideoSampler.seed": int(number), "ExVideoSampler.steps": 4}
     folder, output = tmp_path / "pictures", tmp_path / "videos"
     for name in range(3):
         draw(folder / f"{name}.png", (10, 20, int(number) + name))
@@ -159,6 +162,38 @@ def test_a_batch_that_is_stopped_goes_on(server, tmp_path, number):
     assert [frames(output / "pictures" / f"{name}.mp4") for name in range(3)] == [LONG["3.num_frames"]] * 3
     ran = set(executed(server)) - before
     assert len(ran) == (4 if number == signal.SIGINT else 3)  # one of which was interrupted
+
+
+class StoppedWhenQueued(Client):
+    """Ctrl-C comes when the server has the prompt, and its answer is on the way."""
+
+    prompt_id = ""
+
+    def _ask(self, method, path, **options):
+        answer = super()._ask(method, path, **options)
+        if path == "/prompt":
+            self.prompt_id = answer["prompt_id"]
+            raise KeyboardInterrupt
+        return answer
+
+
+def test_ctrl_c_before_the_server_has_answered_takes_the_prompt_back(server, image_to_video, tmp_path):
+    graph, _ = image_to_video(ExVideoConditioning={"num_frames": 16}, ExVideoSampler={"seed": 41, "steps": 50})
+    picture = next(node for node, what in graph.items() if what["class_type"] == "LoadImage")
+    client = StoppedWhenQueued(server.url)
+    maker = Maker(client, Recipe(graph, [picture], "image", {}, tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        maker.make(Item(draw(tmp_path / "a.png"), "a"), lambda kind, data: None)
+    assert any(server.get("/queue").values())
+    maker.stop()
+
+    deadline = time.monotonic() + 60
+    while any(server.get("/queue").values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # Dropped before it ran, of which nothing is recorded, or stopped.
+    ran = server.get(f"/history/{client.prompt_id}").get(client.prompt_id)
+    assert ran is None or ran["status"]["messages"][-1][0] == "execution_interrupted"
 
 
 @pytest.mark.parametrize(
