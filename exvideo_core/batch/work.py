@@ -29,7 +29,7 @@ class Recipe(NamedTuple):
 class Outcome(NamedTuple):
     """The files of an item, still without their names, or why there are none.
 
-    `server_lost` tells whether its server can make nothing more, `begun` whether it had begun with this item then.
+    `server_lost` tells whether its server can make nothing more, `begun` whether it had taken this item by then.
     """
 
     arrived: list[Path]

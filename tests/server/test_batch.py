@@ -145,12 +145,12 @@ def test_pictures_of_one_name_keep_files_apart(server, tmp_path):
 def test_a_batch_that_is_stopped_goes_on(server, tmp_path, number):
     """Ctrl-C stops the server's work too; after a kill, the server goes on, and its work is not done twice."""
     # Steps enough that the second picture is not done before it is stopped.
-    seed = {"ExVideoSampler.seed": int(number), "ExVideoSampler.steps": 4}
+    settings = {**LONG, "ExVideoSampler.seed": int(number), "ExVideoSampler.steps": 4}
     folder, output = tmp_path / "pictures", tmp_path / "videos"
     for name in range(3):
         draw(folder / f"{name}.png", (10, 20, int(number) + name))
     before = set(executed(server))
-    process = start(folder, url=server.url, output=output, **LONG, **seed)
+    process = start(folder, url=server.url, output=output, **settings)
     until(lambda: (output / "pictures" / "0.mp4").exists() and server.get("/queue")["queue_running"], process)
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
@@ -158,7 +158,7 @@ def test_a_batch_that_is_stopped_goes_on(server, tmp_path, number):
     if number == signal.SIGINT:
         assert "the same command goes on" in said
         assert not any(server.get("/queue").values())
-    assert "2 of 3 pictures are to be done" in run(folder, url=server.url, output=output, **LONG, **seed)
+    assert "2 of 3 pictures are to be done" in run(folder, url=server.url, output=output, **settings)
     assert [frames(output / "pictures" / f"{name}.mp4") for name in range(3)] == [LONG["3.num_frames"]] * 3
     ran = set(executed(server)) - before
     assert len(ran) == (4 if number == signal.SIGINT else 3)  # one of which was interrupted
@@ -180,12 +180,12 @@ class StoppedWhenQueued(Client):
 def test_ctrl_c_before_the_server_has_answered_takes_the_prompt_back(server, image_to_video, tmp_path):
     graph, _ = image_to_video(ExVideoConditioning={"num_frames": 16}, ExVideoSampler={"seed": 41, "steps": 50})
     picture = next(node for node, what in graph.items() if what["class_type"] == "LoadImage")
-    client = StoppedWhenQueued(server.url)
-    maker = Maker(client, Recipe(graph, [picture], "image", {}, tmp_path))
-    with pytest.raises(KeyboardInterrupt):
-        maker.make(Item(draw(tmp_path / "a.png"), "a"), lambda kind, data: None)
-    assert any(server.get("/queue").values())
-    maker.stop()
+    with StoppedWhenQueued(server.url) as client:
+        maker = Maker(client, Recipe(graph, [picture], "image", {}, tmp_path))
+        with pytest.raises(KeyboardInterrupt):
+            maker.make(Item(draw(tmp_path / "a.png"), "a"), lambda kind, data: None)
+        assert any(server.get("/queue").values())
+        maker.stop()
 
     deadline = time.monotonic() + 60
     while any(server.get("/queue").values()):
