@@ -6,10 +6,12 @@ import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from ..files import fingerprint
 from .patch import KEY, stored_weight
@@ -23,7 +25,7 @@ def model_identity(model: Any) -> str:
 
     Clones share their weights, and whichever was sampled with last has its own patched in. So this reads the weights
     as they were before, and each patch from where the host keeps it. Of patches that are code, it knows the name and
-    the numbers.
+    the numbers, of objects what they were made with.
     """
     # `model_sampling` is left out: where it is another's, it is among the patched objects.
     names = (name for name, _ in model.model.named_parameters() if name.startswith("diffusion_model."))
@@ -36,7 +38,7 @@ def model_identity(model: Any) -> str:
     wrappers = {
         place: {key: some for key, some in by_key.items() if key != KEY} for place, by_key in model.wrappers.items()
     }
-    code = _described([model.object_patches, model.model_options, wrappers])
+    code = _described([model.object_patches, model.model_options, wrappers, list(_bypassing(model))])
     digest = hashlib.sha256(repr((numbers, code)).encode()).hexdigest()[:16]
     return " ".join([fingerprint(weights), fingerprint(parts), fingerprint(patches), digest])
 
@@ -49,6 +51,20 @@ def encoder_identity(clip_vision: Any, vae: Any) -> str:
 def _added(model: Any) -> Iterator[dict[str, torch.Tensor]]:
     for part in model.get_nested_additional_models():
         yield part.model.state_dict()
+
+
+def _bypassing(model: Any) -> Iterator[Any]:
+    """LoRAs that leave the weights alone, which newer hosts keep with what applies them: places, strengths, tensors.
+
+    The tensors as they are once they were used: the host then brings them to the model's own precision.
+    """
+    for key, injections in sorted(model.injections.items()):
+        for inject in (injection.inject for injection in injections):
+            yield [key, inject]
+            for owner in _cells(inject):
+                for place, (adapter, strength) in sorted(getattr(owner, "adapters", {}).items()):
+                    tensors = [tensor.to(model.model.get_dtype()) for tensor in _tensors(adapter)]
+                    yield [place, strength, tensors, list(_numbers(getattr(adapter, "weights", ())))]
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -91,7 +107,23 @@ def _described(value: Any, depth: int = _DEPTH) -> Any:
         if isinstance(value, torch.nn.Module):
             # Buffers alone, such as the noise levels of another sampling: parameters may be the patched ones.
             return [type(value).__qualname__, fingerprint(dict(value.named_buffers()))]
+        if settings := _settings(value):
+            return [_name(value), below(settings)]
+    return _name(value)
+
+
+def _name(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    """What an object was made with and keeps under the same names; what it counts and caches has others, mostly."""
+    if isinstance(value, ModelPatcher):  # its size is known once it was loaded
+        return {}
+    with suppress(TypeError, ValueError):  # made by code that is not Python's, or keeps nothing
+        kept = {name: vars(value).get(name) for name in inspect.signature(type(value)).parameters}
+        return {name: some for name, some in kept.items() if _is_fixed(some) or is_dataclass(some)}
+    return {}
 
 
 def _enclosed(function: Any) -> list[Any]:
@@ -99,11 +131,17 @@ def _enclosed(function: Any) -> list[Any]:
 
     Without what may change while the function works: lists, dictionaries, objects.
     """
-    found = []
-    for cell in function.__closure__ or ():
+    return [value for value in _cells(function) if _is_fixed(value)]
+
+
+def _cells(function: Any) -> Iterator[Any]:
+    for cell in getattr(function, "__closure__", None) or ():
         with suppress(ValueError):  # empty as yet
-            found.append(cell.cell_contents)
-    return [value for value in found if isinstance(value, (int, float, str, tuple, partial)) or callable(value)]
+            yield cell.cell_contents
+
+
+def _is_fixed(value: Any) -> bool:
+    return isinstance(value, (int, float, str, tuple, partial)) or callable(value)
 
 
 def _is_empty(value: Any) -> bool:

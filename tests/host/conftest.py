@@ -133,6 +133,17 @@ def extension(models):
 
 
 @pytest.fixture(scope="session")
+def windowed():
+    """A MODEL on which the host's samplers work in its context windows, as its node's defaults are, or with others."""
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    defaults = {i.id: getattr(i, "default", None) for i in ContextWindowsManualNode.define_schema().inputs}
+    del defaults["model"]
+    defaults["context_schedule"] = defaults["context_schedule"] or "standard_static"
+    return lambda model, **options: ContextWindowsManualNode.execute(model, **{**defaults, **options}).args[0]
+
+
+@pytest.fixture(scope="session")
 def predict():
     """One guided-less call of a MODEL's UNet the way the host's samplers make it: σ = 5, everything seeded."""
     import comfy.samplers

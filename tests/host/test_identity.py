@@ -1,7 +1,9 @@
 """What a long run knows a model by: the same for clones that do the same, another for any that does not."""
 
+import comfy.sd
 import pytest
 import torch
+from comfy.patcher_extension import PatcherInjection
 from exvideo_pack.exvideo_core import host
 
 
@@ -46,3 +48,72 @@ def test_a_patch_is_known_by_its_numbers(extended):
         other_skips(clone, factor)
         identities.add(host.model_identity(clone))
     assert len(identities) == 2
+
+
+def lazy(model, threshold):
+    from comfy_extras.nodes_easycache import LazyCacheNode
+
+    (cached,) = LazyCacheNode.execute(model, threshold, 0.0, 1.0, False).args
+    return cached
+
+
+def injected(model, factor):
+    """As some nodes lead layers, without their weights."""
+    layer, clone = model.model.diffusion_model.out[2], model.clone()
+    bias = layer.bias.detach().clone()
+
+    def inject(_):
+        layer.bias.data = factor * bias
+
+    def eject(_):
+        layer.bias.data = bias
+
+    clone.set_injections("bias", [PatcherInjection(inject, eject)])
+    return clone
+
+
+@pytest.fixture(params=["threshold", "length", "fusing", "factor"])
+def made(request, windowed):
+    """What makes another model by a setting, and two of that."""
+    return {
+        "threshold": (lazy, 0.2, 0.3),
+        "length": (lambda model, length: windowed(model, context_length=length, context_overlap=1), 4, 6),
+        "fusing": (
+            lambda model, way: windowed(model, context_length=4, context_overlap=1, fuse_method=way),
+            "pyramid",
+            "flat",
+        ),
+        "factor": (injected, 0.5, 2.0),
+    }[request.param]
+
+
+def test_what_others_hang_on_a_model_is_known_by_its_settings(extended, predict, made):
+    made, some, others = made
+    models = [extended, made(extended, some), made(extended, others)]
+    before = [host.model_identity(model) for model in models]
+    assert len(set(before)) == 3
+    assert host.model_identity(made(extended, some)) == before[1]
+    for model in models:
+        predict(model, 8)  # in which some of them count and keep
+    assert [host.model_identity(model) for model in models] == before
+
+
+@pytest.mark.skipif(not hasattr(comfy.sd, "load_bypass_lora_for_models"), reason="newer hosts have it")
+def test_loras_that_leave_the_weights_alone_are_told_apart(extended, predict):
+    layer = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+    width = extended.model.state_dict()[f"{layer}.weight"].shape[0]
+
+    def led(strength, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {
+            f"{layer}.lora_up.weight": torch.randn(width, 2, generator=generator).half(),
+            f"{layer}.lora_down.weight": torch.randn(2, width, generator=generator).half(),
+        }
+        return comfy.sd.load_bypass_lora_for_models(extended, None, tensors, strength, 0)[0]
+
+    models = [extended, led(0.5), led(0.7), led(0.5, seed=1)]
+    before = [host.model_identity(model) for model in models]
+    assert len(set(before)) == 4
+    for model in models:
+        predict(model, 2)  # now the host has brought its tensors to the model's precision
+    assert [host.model_identity(model) for model in models] == before

@@ -7,20 +7,12 @@ import torch
 from comfy.conds import CONDNoiseShape
 from comfy.context_windows import IndexListContextWindow
 from comfy.patcher_extension import WrappersMP
-from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.extension import TABLE, Extension
 from exvideo_pack.exvideo_core.host.windows import window_conditions
 from exvideo_pack.exvideo_core.layers import FRAME_NUMBERS, PositionLayers
 
 LENGTH, OVERLAP = 16, 4
-
-
-def windowed(model, **options):
-    schema = ContextWindowsManualNode.define_schema()
-    defaults = {i.id: getattr(i, "default", None) for i in schema.inputs if i.id != "model"}
-    defaults["context_schedule"] = defaults["context_schedule"] or "standard_static"
-    return ContextWindowsManualNode.execute(model, **{**defaults, **options}).args[0]
 
 
 def shorter(extension, frames):
@@ -59,7 +51,7 @@ def conditions(condition):
 
 
 @pytest.mark.parametrize("reach", [128, 20])
-def test_every_window_sees_its_own_conditions(loaded, extension, run, conditions, watched, reach):
+def test_every_window_sees_its_own_conditions(loaded, extension, run, conditions, watched, windowed, reach):
     """An image latent that differs from frame to frame, so that any window of other frames would show."""
     image = torch.arange(40.0).view(40, 1, 1, 1).expand(40, 4, 8, 8).clone()
     ((token, ids),) = conditions["positive"]
@@ -87,7 +79,7 @@ def test_every_window_sees_its_own_conditions(loaded, extension, run, conditions
     assert seen == set(range(40))
 
 
-def test_windows_as_long_as_the_clip_change_nothing(loaded, extension, run, conditions):
+def test_windows_as_long_as_the_clip_change_nothing(loaded, extension, run, conditions, windowed):
     model = host.apply_extension(loaded[0], extension)
     (whole,) = run("ExVideoSampler", model=model, **conditions)
     (same,) = run("ExVideoSampler", model=windowed(model, context_length=40), **conditions)
@@ -98,14 +90,14 @@ def test_windows_as_long_as_the_clip_change_nothing(loaded, extension, run, cond
 
 @pytest.mark.parametrize("schedule", ["standard_static", "standard_uniform", "looped_uniform", "batched"])
 @pytest.mark.parametrize("reach", [128, 20])
-def test_every_schedule_runs(loaded, extension, run, conditions, schedule, reach):
+def test_every_schedule_runs(loaded, extension, run, conditions, windowed, schedule, reach):
     options = {"context_schedule": schedule, "context_length": 16, "closed_loop": schedule == "looped_uniform"}
     model = windowed(host.apply_extension(loaded[0], shorter(extension, reach)), **options)
     (out,) = run("ExVideoSampler", model=model, **{**conditions, "min_cfg": 1.0})
     assert out["samples"].isfinite().all()
 
 
-def test_a_window_beyond_the_extension_is_told(loaded, extension, run, conditions):
+def test_a_window_beyond_the_extension_is_told(loaded, extension, run, conditions, windowed):
     from exvideo_pack.exvideo_core.types import ExVideoError
 
     model = windowed(host.apply_extension(loaded[0], shorter(extension, 10)))
