@@ -107,12 +107,16 @@ class Client:
 
     def follow(self, prompt_id: str, on_event: OnEvent) -> None:
         """Report the prompt's events until it has succeeded; raises when it fails, is cancelled, or the server dies."""
+        heard = time.monotonic()
         while True:
             message = self._receive()
-            if message is None:  # silence or a new connection: the end may have been announced meanwhile
-                messages = self._told_meanwhile(prompt_id)
-            else:
-                messages = [(message.get("type", ""), message.get("data") or {})]
+            messages = [] if message is None else [(message.get("type", ""), message.get("data") or {})]
+            if any(data.get("prompt_id") == prompt_id for _, data in messages):
+                heard = time.monotonic()
+            # Silence, a new connection, or talk of other things: the end may have been announced meanwhile, or there is
+            # none, for of a prompt that is dropped while it waits nothing is told.
+            if message is None or time.monotonic() - heard > SILENCE:
+                messages, heard = messages + self._told_meanwhile(prompt_id), time.monotonic()
             for kind, data in messages:
                 if data.get("prompt_id", prompt_id) != prompt_id:
                     continue

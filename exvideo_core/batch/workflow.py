@@ -63,7 +63,7 @@ def _is_node(value: Any) -> bool:
 def titles(graph: Graph, schemas: Schemas) -> dict[str, str]:
     """What to call each node in front of a person, by its id."""
     return {
-        node_id: node.get("_meta", {}).get("title")
+        node_id: (node.get("_meta") or {}).get("title")
         or schemas.get(node["class_type"], {}).get("display_name")
         or node["class_type"]
         for node_id, node in graph.items()

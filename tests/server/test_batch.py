@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import av
@@ -13,8 +14,9 @@ from PIL import Image
 
 from benchmarks import queued
 from dev.environment import ROOT
+from exvideo_core.batch import client as talk
 from exvideo_core.batch.__main__ import main
-from exvideo_core.batch.client import Client
+from exvideo_core.batch.client import Client, ClientError
 from exvideo_core.batch.manifest import MANIFEST, Item
 from exvideo_core.batch.work import Maker, Recipe
 from exvideo_core.lock import locked
@@ -277,6 +279,35 @@ def test_without_its_packages_it_says_what_to_install(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.startswith("A batch needs requests and websocket-client: install both")
+
+
+def test_a_prompt_dropped_while_others_are_talked_of_is_told(server, client, image_to_video, monkeypatch):
+    """As when somebody clears the queue on the page of a server whose extensions tell everybody something all along."""
+    monkeypatch.setattr(talk, "SILENCE", 1.0)
+    prompt, quiet = image_to_video(ExVideoSampler={"steps": 50})[0], threading.Event()
+
+    def chatter(other):
+        for _ in range(100):
+            if quiet.wait(0.2):
+                return
+            other.interrupt(other.queue(prompt))  # each time everybody is told how long the queue is
+        quiet.set()
+
+    with Client(server.url, server.alive) as first, Client(server.url, server.alive) as other:
+        running, waiting = first.queue(prompt), client.queue(prompt)
+        other.interrupt(waiting)
+        chat = threading.Thread(target=chatter, args=(other,))
+        chat.start()
+        try:
+            with pytest.raises(ClientError, match="no longer knows the prompt"):
+                client.follow(waiting, lambda *_: None)
+            assert not quiet.is_set()
+        finally:
+            quiet.set()
+            chat.join()
+            first.interrupt(running)
+            with pytest.raises(ClientError):
+                first.follow(running, lambda *_: None)
 
 
 def test_a_queue_loses_nothing_and_keeps_its_order(server, client, image_to_video):
