@@ -15,6 +15,7 @@ _RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *(p + n for p in (
 """What Windows takes for devices, with any ending."""
 _DATE, _PARTS_OF_DATE = re.compile("%date(?::([^%]+))?%"), re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
 _INPUT = re.compile(r"%([^%.:]+)\.([^%]+)%")
+_NOT_IN_DATES = re.compile(r'[*:?"<>|]')
 _NOT_IN_NAMES = re.compile(r'[/\\?%*:|"<>\x00-\x1f\x7f-\x9f]')
 
 
@@ -42,7 +43,11 @@ def _dated(prefix: str) -> str:
         sign, width = part[0][0], len(part[0])
         return f"{now.tm_year}"[-width:] if sign == "y" else f"{numbers[sign]:0{width}}"
 
-    return _DATE.sub(lambda date: _PARTS_OF_DATE.sub(written, date[1] or "yyyy-MM-dd"), prefix)
+    def dated(date: re.Match[str]) -> str:
+        # A time is written with colons, which Windows has in no name. Slashes part folders.
+        return _NOT_IN_DATES.sub("_", _PARTS_OF_DATE.sub(written, date[1] or "yyyy-MM-dd"))
+
+    return _DATE.sub(dated, prefix)
 
 
 def _with_inputs(prefix: str, prompt: Mapping[str, Any]) -> str:

@@ -35,6 +35,10 @@ def test_the_date_has_a_usual_form():
     assert re.fullmatch(r"(\d{4}-\d\d-\d\d)/\1", written)
 
 
+def test_a_time_with_colons_is_a_name_on_every_system():
+    assert re.fullmatch(r"\d\d_\d\d/clip", file_prefix("%date:hh:mm%/clip"))
+
+
 def test_without_a_graph_they_stay():
     assert file_prefix("%ExVideoSampler.seed%") == "%ExVideoSampler.seed%"
 
