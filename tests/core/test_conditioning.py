@@ -84,3 +84,16 @@ def test_clip_shape_rounds_down_to_whole_cells():
     for frames, height, width in [(0, 64, 64), (1, 7, 64)]:
         with pytest.raises(ExVideoError):
             ClipShape.of_pixels(frames, height, width)
+
+
+def test_fit_crops_the_centre_of_a_high_picture():
+    image = torch.zeros(1, 90, 30, 3)
+    for third in range(3):
+        image[:, 30 * third : 30 * (third + 1), :, third] = 1
+    assert fit(image, ClipShape(1, 16, 16))[..., 1].mean() > 0.95
+
+
+def test_an_enlarged_picture_has_no_values_beyond_white_and_black():
+    image = (torch.arange(16) // 4 % 2).float().view(1, 1, 16, 1).expand(1, 16, 16, 3)
+    fitted = fit(image, ClipShape(1, 64, 64))
+    assert (fitted.min(), fitted.max()) == (0, 1)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from exvideo_core import export
-from exvideo_core.export import Audio, save_preview, save_video
+from exvideo_core.export import Audio, check_crf, save_preview, save_video
 from exvideo_core.formats import FORMATS, format_named, offered_formats
 from exvideo_core.types import ExVideoError
 
@@ -330,3 +330,21 @@ def test_bad_input_is_told(tmp_path, frames, wrong, message):
     given = {"frames": frames, "fps": 30, **wrong}
     with pytest.raises(ExVideoError, match=message):
         save_video(path=tmp_path / "a.mp4", **given)
+
+
+@pytest.mark.parametrize("format", [name for name, kind in FORMATS.items() if kind.audio])
+def test_stereo_stays_stereo(tmp_path, format):
+    av = pytest.importorskip("av")
+    path = tmp_path / f"a{FORMATS[format].suffix}"
+    save_video(torch.rand(10, 16, 16, 3), path, 20, format, audio=Audio(torch.rand(2, 44100) - 0.5, 44100))
+    with av.open(str(path)) as container:
+        assert container.streams.audio[0].codec_context.layout.nb_channels == 2
+
+
+@pytest.mark.parametrize("crf", [-1, 0, 51, 52])
+def test_qualities_that_there_are(crf):
+    if 0 <= crf <= 51:
+        check_crf(crf)
+    else:
+        with pytest.raises(ExVideoError, match=f"got crf = {crf}"):
+            check_crf(crf)

@@ -20,6 +20,7 @@ from exvideo_core.extension import (
     TABLE,
     Extension,
     extension_shapes,
+    longer_extension,
     new_extension,
     position_ids,
     read_extension,
@@ -361,3 +362,12 @@ def test_reading_takes_no_more_memory_than_the_file_has(tmp_path):
     assert tensors == 528
     assert peak < 1.1 * size
     assert anonymous < 0.05 * size
+
+
+def test_a_longer_extension_says_how_long_it_is(tmp_path):
+    weights = draw_checkpoint(LAYOUT, part=UNET_PREFIX)
+    new = new_extension(lambda key: weights[UNET_PREFIX + key], 25)
+    write_extension(new, tmp_path / "a.safetensors")
+    write_extension(longer_extension(read_extension(tmp_path / "a.safetensors"), 30), tmp_path / "b.safetensors")
+    again = read_extension(tmp_path / "b.safetensors")
+    assert (again.num_frames, again.metadata["frames"]) == (30, "30")

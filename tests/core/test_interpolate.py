@@ -193,3 +193,13 @@ def test_a_loop_has_something_between_its_ends():
     inner = (slice(12, -12), slice(12, -12))
     assert psnr(loop[5][inner], frames[1][inner]) > 30
     assert [len(list(interpolate(frames[:1], n, between, loop=True))) for n in (1, 3)] == [1, 3]
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize("size", [(64, 160), (160, 64)])
+def test_a_flow_is_found_all_over_frames_that_are_not_square(flow, size):
+    y, x = torch.meshgrid(*(torch.arange(side).float() for side in size), indexing="ij")
+    found = flow(texture(0, x, y).movedim(-1, 0), texture(0, x - 3.0, y + 1.5).movedim(-1, 0))
+    for corner in (found[:, 12:40, 12:40], found[:, -40:-12, -40:-12]):
+        assert corner[0].median() == pytest.approx(3.0, abs=0.1)
+        assert corner[1].median() == pytest.approx(-1.5, abs=0.1)

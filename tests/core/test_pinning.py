@@ -97,3 +97,12 @@ def test_contrast_brings_pinned_frames_back():
 def test_between_two_ends_there_must_be_a_frame(frames):
     with pytest.raises(ExVideoError, match=f"at least 3 frames, got num_frames = {frames}"):
         with_ends(torch.zeros(frames, 4, 2, 2), torch.zeros(2, 4, 2, 2), 48)
+
+
+@pytest.mark.parametrize("pinned", [(0, 1), (1, 2)])
+def test_a_single_frame_beside_pinned_ones_has_no_step_beyond(pinned):
+    right, shift = torch.randn(3, 4, 2, 2), 1 + torch.rand(1, 4, 2, 2)
+    (free,) = {0, 1, 2} - {*pinned}
+    mended = draw_to_pinned(right + shift, right, pinned, 16)
+    off = ((mended - right)[free] / shift[0]).flatten()
+    assert off.abs().max() < 0.02

@@ -9,6 +9,7 @@ from exvideo_core.plan import (
     drifting_windows,
     overlapped_windows,
     window_positions,
+    window_rows,
     window_weights,
 )
 from exvideo_core.types import ExVideoError
@@ -130,3 +131,18 @@ def test_smooth_weights_of_neighbours_add_up():
     for i in range(6):
         assert ours[10 + i] + theirs[i] == pytest.approx(1)
     assert window_weights(5, 2, False, False) == [1.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("frames", "total", "loop", "rows"),
+    [
+        (range(4, 8), 12, False, [4, 5, 6, 7]),
+        (range(4, 8), 20, False, [4, 5, 6, 7]),
+        (range(15, 19), 20, False, [12, 13, 14, 15]),
+        ([10, 11, 0, 1], 12, True, [12, 13, 14, 15]),
+        (range(4), 12, True, [12, 13, 14, 15]),
+    ],
+)
+def test_windows_beyond_the_table_take_its_last_rows(frames, total, loop, rows):
+    """The first rows are for the beginning of a clip, the picture, which a window farther on or of a loop is not."""
+    assert window_rows(frames, total, 16, loop=loop) == rows

@@ -43,3 +43,10 @@ def test_a_frame_without_variation_is_no_nan():
     assert done.isfinite().all()
     assert torch.equal(done[1], latents[1])
     assert post_process(torch.zeros(1, 4, 8, 8)).count_nonzero() == 0
+
+
+def test_a_part_of_a_clip_is_guided_as_in_the_whole():
+    cond, uncond = torch.randn(5, 4, 2, 2), torch.randn(5, 4, 2, 2)
+    whole = linear_guidance(1.0, 3.0)({"cond": cond, "uncond": uncond})
+    part = linear_guidance(1.0, 3.0, 2, 5)({"cond": cond[2:4], "uncond": uncond[2:4]})
+    torch.testing.assert_close(part, whole[2:4])

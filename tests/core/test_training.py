@@ -192,7 +192,7 @@ def test_a_run_of_other_settings_is_told_and_kept_when_another_takes_its_place(t
     first = state.read_bytes()
     assert training(tmp_path, base="one").load()
     assert "begins anew" not in caplog.text
-    other = training(tmp_path, base="other", learning_rate=0.2)
+    other = training(tmp_path, base="other", learning_rate=0.2, save_every=5)
     assert not other.load()
     assert f"begins anew: the run in {tmp_path} is of other settings: learning_rate, the base." in caplog.text
     assert "training.before.state and extension.before.safetensors" in caplog.text
@@ -281,3 +281,23 @@ def test_an_empty_path_is_refused(empty, capsys):
     with pytest.raises(SystemExit):
         arguments().parse_args(["--steps=1", *(f"--{name}={path}" for name, path in paths.items())])
     assert f"argument --{empty}: expected a path, got an empty text" in capsys.readouterr().err
+
+
+def test_what_is_learned_is_the_running_average():
+    """Of few, as long as there are few; before there are two, the parameters themselves."""
+    run, seen = training(None, Engine(), steps=3, average_every=1, average=0.4), []
+    learned = run.run(lambda _: seen.append(run._parameters["weight"].detach().clone()))
+    first, second, third = seen
+    torch.testing.assert_close(learned.tensors["weight"], 0.4 * (first / 3 + second * 2 / 3) + 0.6 * third)
+    run = training(None, Engine(), steps=3, average_every=2)
+    assert torch.equal(run.run().tensors["weight"], run._parameters["weight"].detach())
+
+
+def test_clips_of_one_step_count_as_one_on_average():
+    def losses(steps, **recipe):
+        run = training(None, Engine(), steps=steps, learning_rate=1e-9, **recipe)
+        run.run()
+        return run.progress.losses
+
+    single, pairs = losses(6), losses(3, accumulate=2)
+    assert pairs == pytest.approx([(one + other) / 2 for one, other in zip(single[::2], single[1::2], strict=True)])

@@ -1,5 +1,6 @@
 """Videos of any length: chains of segments and drifting windows, stopped and gone on with."""
 
+import comfy.utils
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -370,3 +371,52 @@ def test_a_single_frame_and_a_small_picture(long, caplog):
     assert long(total_frames=1, **RAW).shape == (1, 4, 8, 8)
     assert long(total_frames=2, init_image=torch.rand(1, 20, 30, 3), **RAW).shape == (2, 4, 8, 8)
     assert "is enlarged to 64×64" in caplog.text
+
+
+def test_a_run_of_windows_that_was_stopped_twice_goes_on_at_its_step(long, extended, runs):
+    counted, inputs = extended[1], {"total_frames": 6, "mode": "windows", **RAW}
+    expected = long(**inputs)
+    for stop in (3, 2):  # each time amid the last of three steps
+        counted.update(passes=0, stop=stop)
+        with pytest.raises(StoppedError):
+            long(checkpoint_name="mine", **inputs)
+    counted.update(passes=0, stop=None)
+    assert torch.equal(long(checkpoint_name="mine", **inputs), expected)
+    assert counted["passes"] == 2
+
+
+def test_guidance_grows_over_the_whole_chain(long, monkeypatch):
+    from exvideo_pack.exvideo_core import sampling
+
+    asked, theirs = [], sampling.linear_guidance
+    monkeypatch.setattr(sampling, "linear_guidance", lambda *numbers: asked.append(numbers) or theirs(*numbers))
+    long(total_frames=10, **{**RAW, "min_cfg": 1.0, "max_cfg": 3.0})
+    assert asked == [(1.0, 3.0, 0, 10), (1.0, 3.0, 4, 10)]
+
+
+def test_a_segment_goes_on_from_the_picture_of_its_first_frame(long, loaded, monkeypatch):
+    from exvideo_pack.exvideo_core.decode import decode_windows
+    from exvideo_pack.nodes import long_sample
+
+    pictures, tokens, theirs = [], [], long_sample.condition
+
+    def noted(clip_vision, vae, image, shape, ids, seed, token_of):
+        pictures.append(image)
+        tokens.append(token_of)
+        return theirs(clip_vision, vae, image, shape, ids, seed, token_of)
+
+    monkeypatch.setattr(long_sample, "condition", noted)
+    vae, inputs = loaded[2], {**RAW, "contrast": 2.0}
+    made = long(total_frames=10, **inputs)[:6]
+    frames = vae.process_output(decode_windows(made, host.frame_decoder(vae, made, 6), 6, 0))
+    assert torch.equal(pictures[1], frames[4:5])
+    assert tokens == [None, None]
+    long(total_frames=10, token_from="picture", **inputs)
+    assert torch.equal(tokens[3], pictures[0])
+
+
+def test_progress_counts_the_steps_of_all_segments(long, monkeypatch):
+    told = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: told.append((value, total)))
+    long(total_frames=10, **RAW)
+    assert [value for value, total in told if total == 6] == [1, 2, 3, 4, 5, 6]

@@ -75,5 +75,28 @@ def saved(nodes, **inputs):
     clip = {"images": torch.rand(2, 32, 32, 3), "fps": 30.0, "filename_prefix": "clip", "crf": 19}
     node = nodes["ExVideoSave"]
     node.hidden = io.HiddenHolder.from_dict(None)
-    ui = node.execute(**clip, **inputs).ui
+    ui = node.execute(**{**clip, **inputs}).ui
     return ui if isinstance(ui, dict) else ui.as_dict()
+
+
+def test_the_graph_is_not_told_where_the_user_has_it_so(monkeypatch):
+    prompt = {"1": {"class_type": "A", "inputs": {"seed": 7}}}
+    assert set(host.graph_metadata(prompt, {"workflow": {}})) == {"prompt", "workflow"}
+    monkeypatch.setattr(host.files.host_arguments, "disable_metadata", True)
+    assert host.graph_metadata(prompt, {"workflow": {}}) == {}
+
+
+def test_files_of_one_name_in_two_subfolders_have_a_preview_each(output):
+    previews = []
+    for number, folder in enumerate(("one", "two")):
+        with host.output_file(f"{folder}/clip", ".gif") as to:
+            to.partial.touch()
+        previews.append(host.preview_file(to, lambda path, number=number: path.write_text(str(number))))
+    assert [preview.read_text() for preview in previews] == ["0", "1"]
+
+
+@pytest.mark.parametrize("crf", [-1, 52])
+def test_a_quality_that_there_is_not_is_refused(nodes, output, crf):
+    with pytest.raises(ExVideoError, match=f"got crf = {crf}"):
+        saved(nodes, format="mp4-h264", crf=crf)
+    assert list(output.iterdir()) == []
