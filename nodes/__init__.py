@@ -1,6 +1,7 @@
 """The nodes, one file a stage, in the data's way: load → extend → condition → sample → decode → interpolate → export.
 
-The last three at once: render. Beside that way: post-tune → save; and a doctor for when something is wrong.
+For any length, condition and sample in one: long_sample. The last three at once: render. Beside that way: post-tune →
+save; and a doctor for when something is wrong.
 """
 
 from comfy_api.latest import ComfyExtension, io

@@ -50,8 +50,8 @@ def memory_input() -> Any:
         default="auto",
         # Not in the contract, so that clients who know only that may leave it out.
         optional=True,
-        tooltip="Working memory of a pass: auto takes what is free up to 2 GiB, low 256 MiB. The video is the same; "
-        "less is slower.",
+        tooltip="Working memory of a pass: auto takes what is free up to 2 GiB, low 256 MiB. The video is the same "
+        "but for rounding; less is slower.",
     )
 
 
@@ -140,8 +140,8 @@ def crf_input() -> Any:
         default=19,
         min=0,
         max=51,
-        tooltip="Quality: 17 to 23 looks good, higher is smaller and worse. 0 keeps everything, but few players can "
-        "show it. GIF and PNG have only one quality.",
+        tooltip="Quality: 17 to 23 looks good, higher is smaller and worse. 0 loses next to nothing, but few players "
+        "can show it. GIF and PNG have only one quality.",
     )
 
 

@@ -155,7 +155,7 @@ def sample_euler(
             len(noise),
             TRAINED_FRAMES,
         )
-    require_token(model, positive[0][0], "The conditioning", "ExVideo Image to Video")
+    require_token(model, positive[0][0], "The conditioning", "clip_vision, where it is made")
     if guidance is not None:
         if "sampler_cfg_function" in model.model_options:
             log.warning(

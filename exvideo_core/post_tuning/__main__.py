@@ -1,6 +1,6 @@
 """Post-tuning from the command line, with ComfyUI's own classes but without its server.
 
-    python -m exvideo_core.post_tuning --checkpoint svd_xt.safetensors --videos videos --output run --steps 1000
+    python -m exvideo_core.post_tuning --checkpoint PATH --videos FOLDER --output FOLDER --steps 1000
     accelerate launch -m exvideo_core.post_tuning …       on several devices; torchrun does, too
     … --shard                                             with what is learned spread over them, for less memory on each
 
