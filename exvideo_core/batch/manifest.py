@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -116,7 +117,7 @@ class Manifest:
         self._record(item, {}, files)
         for path, file in zip(arrived, files, strict=True):
             (self.path.parent / file).parent.mkdir(parents=True, exist_ok=True)
-            path.replace(self.path.parent / file)
+            _move(path, self.path.parent / file)
         self._record(item, {"files": files})
         self.made += 1
         return files
@@ -203,3 +204,15 @@ def _named_after(name: str, suffixes: Sequence[str]) -> list[str]:
         count[suffix] += 1
         files.append(f"{name}{f'.{count[suffix]}' if count[suffix] > 1 else ''}{suffix}")
     return files
+
+
+def _move(path: Path, to: Path) -> None:
+    """Give a file its place, also where that is a folder on another disk, by a link or a mount."""
+    try:
+        path.replace(to)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with whole_or_nothing(to) as partial:
+            shutil.copyfile(path, partial)
+        path.unlink()

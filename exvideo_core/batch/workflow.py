@@ -134,8 +134,13 @@ def is_widget(spec: list[Any]) -> bool:
 
 
 def choices(spec: list[Any]) -> list[str]:
-    """Those of a combo, which is written as `[[…], {…}]` or as `["COMBO", {"options": […]}]`; else none."""
-    return [str(choice) for choice in (spec[0] if isinstance(spec[0], list) else settings(spec).get("options", []))]
+    """Those of a combo, as texts; none of what is none."""
+    return [str(choice) for choice in _offered(spec)]
+
+
+def _offered(spec: list[Any]) -> list[Any]:
+    """A combo is written as `[[…], {…}]` or as `["COMBO", {"options": […]}]`."""
+    return list(spec[0] if isinstance(spec[0], list) else settings(spec).get("options", []))
 
 
 def settings(spec: list[Any]) -> dict[str, Any]:
@@ -143,7 +148,7 @@ def settings(spec: list[Any]) -> dict[str, Any]:
 
 
 def _read(text: str, spec: list[Any], name: str) -> Any:
-    offered = choices(spec)
+    offered = {str(choice): choice for choice in _offered(spec)}
     try:
         if spec[0] == "BOOLEAN":
             return _SWITCH[text.lower()]
@@ -155,4 +160,5 @@ def _read(text: str, spec: list[Any], name: str) -> Any:
         raise ExVideoError(f"{name} should be {kind}, got {text!r}.") from None
     if offered and value not in offered:
         raise ExVideoError(f"{name} should be one of {', '.join(offered)}; got {text!r}.")
-    return value
+    # As it is offered: a number may be among the choices.
+    return offered.get(value, value)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,20 @@ def test_an_item_replaces_what_was_made_for_it_in_any_format(begin):
     manifest, _ = begin("a.png")
     manifest.failed(item, "out of memory")
     assert done(manifest, item, ".mp4") == ["a.mp4"]
+
+
+def test_a_folder_on_another_disk_takes_its_files(begin, output):
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == output.parent.stat().st_dev:
+        pytest.skip("there is no other disk")
+    manifest, (item,) = begin("a.png")
+    with tempfile.TemporaryDirectory(dir=elsewhere) as folder:
+        (output / "on").mkdir()
+        (output / "on" / "another").symlink_to(folder)
+        files = done(manifest, item._replace(name="on/another/a"), ".mp4")
+        assert files == ["on/another/a.mp4"]
+        assert [path.name for path in Path(folder).iterdir()] == ["a.mp4"]
+        assert (output / files[0]).read_text() == "0.mp4 made"
 
 
 def test_a_file_of_somebody_else_stays(begin, output):
@@ -122,3 +137,16 @@ def test_a_name_that_is_no_text(begin, output):
     kept = json.loads((output / MANIFEST).read_text(encoding="utf-8"))["pictures"]
     assert [Path(picture).name for picture in kept] == [name]
     assert begin(name)[1] == []
+
+
+def test_names_that_differ_in_case_alone_are_numbered(begin):
+    """Some systems know them for one."""
+    _, items = begin("A.png", "a.jpg", "A.bmp")
+    assert [item.name for item in items] == ["A", "a_2", "A_3"]
+
+
+def test_hidden_files_of_a_folder_are_no_pictures(tmp_path):
+    """As a system's own, ._a.png say, beside what was copied from it."""
+    for name in ("._a.png", "a.png"):
+        (tmp_path / name).touch()
+    assert [item.picture.name for item in find_pictures([tmp_path])] == ["a.png"]
