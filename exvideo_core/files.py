@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -117,7 +118,7 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
     """Give a name to write to, which becomes `path` at the end, or vanishes when anything goes wrong."""
     # In the same folder, so that the rename is atomic; hidden, nobody else's, and short, whatever the name.
     own = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    partial = path.with_name(f".{own}.{os.getpid()}.part")
+    partial = path.with_name(f".{own}.{_nobody_elses()}.part")
     remove_abandoned(path.parent)
     try:
         yield partial
@@ -139,12 +140,16 @@ def require_writable(folder: Path) -> None:
     with suppress(FileNotFoundError):
         folder.lstat()  # a name that the system has none of, or in what is no folder
     place = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-    # As whole_or_nothing calls its own: nobody else's.
-    probe = place / f".probe.{os.getpid()}.part"
+    probe = place / f".probe.{_nobody_elses()}.part"
     try:
         probe.write_bytes(b"0")  # on a full disk an empty file can still be made
     finally:
         _remove(probe)
+
+
+def _nobody_elses() -> int:
+    """Of a name. Not the process's number: on machines or in containers that share a folder, two may have the same."""
+    return secrets.randbelow(10**12)
 
 
 class Claim(NamedTuple):

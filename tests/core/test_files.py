@@ -78,6 +78,20 @@ def test_many_processes_never_take_one_name(tmp_path):
     assert len({path.read_text() for path in tmp_path.iterdir()}) == 60
 
 
+def test_processes_of_one_number_do_not_meet(tmp_path):
+    """As in two containers that share a folder, where a program often has the number 1."""
+    code = (
+        "os.getpid = lambda: 1\n"
+        "for n in range(100):\n"
+        "    with whole_or_nothing(pathlib.Path(sys.argv[2], 'clip')) as partial:\n"
+        "        partial.write_text(sys.argv[3])\n"
+        "        time.sleep(0.01)\n"
+    )
+    for child in [writer(tmp_path, code, str(number)) for number in range(3)]:
+        assert child.wait(timeout=100) == 0
+    assert names(tmp_path) == ["clip"]
+
+
 def test_a_killed_process_leaves_no_file_under_the_name(tmp_path):
     code = (
         "with claimed(pathlib.Path(sys.argv[2]), 'video', 1, '.mp4') as claim:\n"
