@@ -108,7 +108,7 @@ def post_tuning(machine: Machine, networks: Networks, steps: int) -> None:
     shape = core("types").LatentShape(FRAMES, 4, *SIZE)
     clip = cache.Clip(torch.randn(shape, generator=generator), torch.randn(1, 1, 1024, generator=generator), 127)
     one = type("OneClip", (list,), {"identity": "noise"})([clip])
-    working = budget.training_budget("auto", *learning.training_memory(model, shape))
+    working = budget.training_budget("auto", *learning.training_memory(model, extension, shape))
     wanted = recipe.Recipe(steps=steps, learning_rate=1e-4, average_every=10**6)
     engine = core("post_tuning.engine").Engine()
     engine.in_half = learning.computes_in_half(model)

@@ -286,6 +286,11 @@ def read_layout(name: str, shapes: Mapping[str, Shape]) -> SVDLayout:
             f"{name} should be a whole Stable Video Diffusion checkpoint, but it is {looks_like(shapes)}, without "
             f"{missing.args[0]}. Choose an image-to-video one such as svd_xt.safetensors."
         ) from None
+    except (IndexError, ValueError, ZeroDivisionError):  # of fewer dimensions, or of none of a size
+        raise ExVideoError(
+            f"{name} is damaged or not of Stable Video Diffusion's form: some of its first tensors are of the wrong "
+            "shape. Choose one such as svd_xt.safetensors."
+        ) from None
     layout = SVDLayout(unet, vae, clip)
     expected = layout.tensors(saved)
     wrong = [key for key, shape in expected.items() if shapes.get(key) != shape]

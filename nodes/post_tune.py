@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -167,12 +168,11 @@ class ExVideoPostTune(io.ComfyNode):
         # From another node it is not known yet: then that node's running again is what counts.
         if not videos or not videos.strip():
             return []
-        try:
-            files = video_files(host.input_folder(videos.strip()))
-        except ExVideoError:
-            return []
-        stats = ((str(path), path.stat()) for path in files)
-        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        # What is wrong with the folder, or has just left it, is told when the node runs.
+        with suppress(ExVideoError, OSError):
+            stats = [(str(path), path.stat()) for path in video_files(host.input_folder(videos.strip()))]
+            return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        return []
 
 
 NODES = [ExVideoPostTune]

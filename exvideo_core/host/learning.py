@@ -108,7 +108,7 @@ def computes_in_half(model: Any) -> bool:
     return computes_in(model) == torch.float16
 
 
-def training_memory(model: Any, latent: LatentShape, spread_over: int = 1) -> tuple[int, int]:
+def training_memory(model: Any, extension: Extension, latent: LatentShape, spread_over: int = 1) -> tuple[int, int]:
     """Bytes of a map of the UNet's first level, and bytes of the device beside weights, masters and optimiser.
 
     Args:
@@ -117,11 +117,11 @@ def training_memory(model: Any, latent: LatentShape, spread_over: int = 1) -> tu
     dtype = computes_in(model)
     channels = model.model.model_config.unet_config["model_channels"]
     one_map = channels * latent.frames * latent.height * latent.width * dtype.itemsize
-    trained = sum(t.numel() for key, t in model.model.diffusion_model.state_dict().items() if "time_stack" in key)
-    # In float32; the convolutions are about as many again as the blocks. Parameters, gradients and the two moments of
-    # AdamW; where these are spread, a step has all parameters and gradients beside its parts.
+    trained = sum(tensor.numel() for tensor in extension.tensors.values())
+    # In float32: parameters, gradients and the two moments of AdamW; where these are spread, a step has all parameters
+    # and gradients beside its parts.
     copies = 4 if spread_over == 1 else 2 + 4 / spread_over
-    free = comfy.model_management.get_total_memory(model.load_device) - model.model_size() - 2 * trained * 4 * copies
+    free = comfy.model_management.get_total_memory(model.load_device) - model.model_size() - trained * 4 * copies
     return one_map, max(int(free), 0)
 
 

@@ -101,7 +101,7 @@ def post_tune(
             clip = f"{shape.frames} frames, {shape.width}×{shape.height}"
             log.info("ExVideo learns from %d clips of %s.", len(clips), clip)
         sharing = engine.processes if engine.spread else 1
-        budget = training_budget(memory, *training_memory(model, shape.latent, sharing))
+        budget = training_budget(memory, *training_memory(model, extension, shape.latent, sharing))
         # Before anything is changed; an extension that is applied takes no part.
         base = model_identity(without_extension(model))
         with trainable(model, extension, budget) as (denoise, parameters):

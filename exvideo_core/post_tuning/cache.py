@@ -102,7 +102,12 @@ def cache_clips(
             older.replace(older.with_suffix(CLIP))
     for done, video in enumerate(videos):
         on_video(done, len(videos))
-        stat = video.stat()
+        try:
+            stat = video.stat()
+        except OSError:  # removed since the folder was looked through, which may be hours
+            skipped.append(f"{_name(video)}: it is no longer there")
+            log.warning("ExVideo cannot learn from %s.", skipped[-1])
+            continue
         named = [str(video.resolve()), stat.st_size, stat.st_mtime_ns, *shape, float(fps), encoder.identity]
         key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
         # Written last, so that a video whose encoding was interrupted is begun again.

@@ -23,6 +23,8 @@ _TEXTS = {
     # These ffmpeg would draw, as a terminal that shows a text.
     ".ans", ".art", ".asc", ".diz", ".ice", ".idf", ".nfo", ".txt", ".vt",
     ".ass", ".csv", ".json", ".md", ".srt", ".vtt",
+    # These would be the videos that they list once more.
+    ".ffconcat", ".m3u", ".m3u8", ".pls",
 }  # fmt: skip
 _OURS = {CLIP, ".safetensors", ".state"}
 """What post-tuning keeps, also among the videos."""
@@ -144,7 +146,9 @@ def _command(path: Path, shape: ClipShape, fps: float) -> list[str]:
     program = ffmpeg("read")
     # Of DV, say, pixels are `sar` times as wide as high; ffmpeg counts what is not said as 1.
     cover = f"scale='max({width},round({height}*iw*sar/ih))':'max({height},round({width}*ih/(iw*sar)))':flags=bicubic"
-    command = [program, "-nostdin", "-v", "warning", "-i", str(path), "-map", "0:V:0"]  # V: but no cover
+    # From the root on, or a name with a colon would be taken for an address.
+    command = [program, "-nostdin", "-v", "warning", "-i", str(path.absolute())]
+    command += ["-map", "0:V:0"]  # V: but no cover
     # Otherwise copies of the first picture fill the time before it, where the sound begins earlier.
     command += [_sync(program), "passthrough", "-vf", f"fps={fps},{cover},crop={width}:{height}"]
     return [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]

@@ -167,6 +167,18 @@ def test_what_changes_the_clips_is_encoded_anew(videos, tmp_path):
     assert encoder.asked == before + 2
 
 
+def test_a_video_that_is_taken_away_meanwhile_is_told_and_passed_over(videos, tmp_path):
+    names = sorted(path.name for path in videos.iterdir())
+
+    def take_away(done, _of):
+        if done == 1:
+            (videos / names[-1]).unlink()
+
+    clips = cache_clips(videos, SHAPE, 30, ByEighths(), tmp_path / "cache", take_away)
+    assert f"{names[-1]}: it is no longer there" in clips.skipped
+    assert len(clips)
+
+
 def test_an_interrupted_encoding_is_begun_again(videos, tmp_path):
     class Interrupted(ByEighths):
         def __call__(self, frames):
@@ -270,3 +282,10 @@ def test_texts_of_the_cache_can_be_read(videos, tmp_path):
     cache_clips(videos, SHAPE, 30, ByEighths(), tmp_path / "cache")
     texts = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*.json")]
     assert {text["video"] for text in texts} == {"a.mp4", "b.webm", "short.mp4", "broken.mp4"}
+
+
+def test_hidden_files_are_no_videos(tmp_path):
+    """As a system's own, ._a.mp4 say, beside what was copied from it."""
+    for name in ("._a.mp4", "a.mp4"):
+        (tmp_path / name).touch()
+    assert [path.name for path in video_files(tmp_path)] == ["a.mp4"]

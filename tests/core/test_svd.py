@@ -57,6 +57,19 @@ def test_the_variant_for_single_pictures_is_told():
 
 
 @pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("model.diffusion_model.input_blocks.0.0.weight", (0, 8, 3, 3)),
+        ("model.diffusion_model.input_blocks.1.1.time_stack.0.attn2.to_k.weight", (64,)),
+        ("conditioner.embedders.0.open_clip.model.visual.conv1.weight", (32, 3)),
+    ],
+)
+def test_shapes_that_nothing_has_are_told(key, shape):
+    with pytest.raises(ExVideoError, match="damaged or not of Stable Video Diffusion's form"):
+        read_layout("some.safetensors", {**LAYOUT.tensors(), key: shape})
+
+
+@pytest.mark.parametrize(
     ("saved", "key"),
     [
         (False, "model.diffusion_model.middle_block.1.proj_in.weight"),
