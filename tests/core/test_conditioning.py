@@ -97,3 +97,8 @@ def test_an_enlarged_picture_has_no_values_beyond_white_and_black():
     image = (torch.arange(16) // 4 % 2).float().view(1, 1, 16, 1).expand(1, 16, 16, 3)
     fitted = fit(image, ClipShape(1, 64, 64))
     assert (fitted.min(), fitted.max()) == (0, 1)
+
+
+def test_a_video_narrower_than_a_latent_cell_is_refused():
+    with pytest.raises(ExVideoError, match="at least 8×8 pixels, got 7×64"):
+        ClipShape.of_pixels(1, 64, 7)

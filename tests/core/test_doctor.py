@@ -255,3 +255,10 @@ def test_without_any_package_the_program_still_tells(request):
     assert not done.stderr
     assert "wrong  The package torch cannot be imported" in done.stdout
     assert "Use the Python that runs ComfyUI" in done.stdout
+
+
+def test_without_torch_nothing_else_is_told_of_packages(monkeypatch):
+    """They would only be installed into the wrong Python."""
+    for name in ("torch", "kornia"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert "torch cannot be imported" in one(check_packages(), "wrong").what

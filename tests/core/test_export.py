@@ -348,3 +348,9 @@ def test_qualities_that_there_are(crf):
     else:
         with pytest.raises(ExVideoError, match=f"got crf = {crf}"):
             check_crf(crf)
+
+
+def test_no_text_of_a_picture_has_a_longer_name_than_a_png_may_hold(tmp_path, frames):
+    pattern = str(save(tmp_path, frames[:1], "png", metadata={"n" * 200: "{}", "prompt": "[]"}))
+    with Image.open(pattern % 1) as picture:
+        assert picture.text == {"n" * 79: "{}", "prompt": "[]"}

@@ -201,3 +201,9 @@ def test_a_folder_that_takes_no_more_is_told_before_any_sampling(tmp_path, how, 
     assert said["whole"] == ["", []]
     assert said["same"]
     assert said["left"] == []
+
+
+def test_a_folder_with_hidden_files_alone_is_empty(tmp_path):
+    """As a system's own, which it puts into every folder that it shows."""
+    (tmp_path / ".DS_Store").touch()
+    assert there(store(finished(tmp_path))) == [0, 1, 2]

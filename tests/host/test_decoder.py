@@ -100,3 +100,12 @@ def test_a_window_at_the_real_size_fits_what_is_free(size, free, goal):
         peak = decoder_peak(lambda: our_decoder(plan.budget), 8, tile)
     print(f"\n{size}, {free} GiB free: {len(plan.rows)}×{len(plan.columns)} tiles, {peak:.2f} GiB")
     assert peak <= goal
+
+
+def test_a_model_that_was_sent_away_meanwhile_is_loaded_again(loaded):
+    """By another one that runs between windows, such as one that interpolates."""
+    vae, x = loaded[2], latents(4, 8, 8)
+    decode = decoder.frame_decoder(vae, x, 4)
+    comfy.model_management.unload_all_models()
+    decode(x)
+    assert any(entry.model is vae.patcher for entry in comfy.model_management.current_loaded_models)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.host import decoder
+from exvideo_pack.exvideo_core.pinning import FADE
 from exvideo_pack.exvideo_core.types import ExVideoError
 
 # Where the host has frame interpolation models.
@@ -395,3 +396,15 @@ def test_decode_refuses_other_autoencoders(run, node):
     for weights, told in [(pictures, "takes 16 and 2"), (videos, "takes 16 and 3")]:
         with pytest.raises(ExVideoError, match=told):
             run(node, samples={"samples": torch.zeros(2, 4, 8, 8)}, vae=comfy.sd.VAE(sd=weights))
+
+
+def test_conditioning_hands_on_over_how_many_frames_the_video_is_led(loaded, run, picture):
+    _, clip_vision, vae = loaded
+    given = {"clip_vision": clip_vision, "vae": vae, "width": 64, "height": 64, "num_frames": 9}
+    latent = run("ExVideoConditioning", init_image=picture, last_image=picture, last_fade=3, **given)[2]
+    assert latent[FADE] == 3
+
+
+def test_svd_alone_is_asked_for_as_many_frames_as_it_knows_without_a_warning(loaded, run, condition, caplog):
+    run("ExVideoSampler", model=loaded[0], steps=1, **condition(25))
+    assert "with SVD alone" not in caplog.text

@@ -1,6 +1,7 @@
 """Post-tuning inside the host: what it leaves alone, where it is kept, whole trainings."""
 
 import copy
+import inspect
 import json
 import logging
 import sys
@@ -13,11 +14,12 @@ import pytest
 import torch
 from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.extension import new_extension, read_extension
+from exvideo_pack.exvideo_core.host.learning import training_memory
 from exvideo_pack.exvideo_core.post_tuning import training
 from exvideo_pack.exvideo_core.post_tuning.objective import draw
 from exvideo_pack.exvideo_core.post_tuning.recipe import Recipe
 from exvideo_pack.exvideo_core.tiny import LAYOUT
-from exvideo_pack.exvideo_core.types import ExVideoError
+from exvideo_pack.exvideo_core.types import ExVideoError, LatentShape
 from safetensors.torch import load_file, save_file
 
 from dev.videos import draw_video
@@ -376,3 +378,35 @@ def test_an_image_encoder_of_another_width_is_refused_before_any_video_is_encode
     ):
         tune(1, clip_vision=wider)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_node_hands_on_what_it_is_given(run, loaded, extension, output, tmp_path, monkeypatch):
+    theirs, told = inspect.signature(host.post_tune), []
+
+    def noted(*args, **options):
+        told.append(theirs.bind(*args, **options).arguments)
+        return extension, [1.0, 0.5]
+
+    monkeypatch.setattr(host, "post_tune", noted)
+    learned, losses = run(
+        "ExVideoPostTune", **dict(zip(("model", "clip_vision", "vae"), loaded, strict=True)), exvideo=extension,
+        videos=f" {tmp_path} ", steps=7, learning_rate=2e-5, width=72, height=64, seed=3, num_frames=9, fps=12.0,
+        run_name="mine", memory="low", save_every=2,
+    )  # fmt: skip
+    assert learned is extension
+    assert losses == {"loss": [torch.tensor(1.0), torch.tensor(0.5)]}
+    (given,) = told
+    assert given["size"] == (64, 72)
+    assert given["recipe"] == Recipe(7, 2e-5, 3, 12.0, save_every=2)
+    assert (given["num_frames"], given["memory"]) == (9, "low")
+    assert (given["videos"], given["folder"]) == (tmp_path, (output / "exvideo" / "mine").resolve())
+
+
+def test_memory_for_parameters_gradients_and_moments_is_counted(loaded, extension):
+    total = comfy.model_management.get_total_memory(loaded[0].load_device) - loaded[0].model_size()
+    one, four = (
+        total - training_memory(loaded[0], extension, LatentShape(26, 4, 8, 8), spread)[1] for spread in (1, 4)
+    )
+    parameters = 4 * sum(tensor.numel() for tensor in extension.tensors.values())
+    assert one == 4 * parameters
+    assert four == pytest.approx(one * (2 + 4 / 4) / 4, rel=1e-3)  # parts of gradients and moments, and a whole step's

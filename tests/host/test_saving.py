@@ -3,10 +3,12 @@
 import logging
 
 import folder_paths
+import imageio_ffmpeg
 import pytest
 import torch
 from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.types import ExVideoError
+from PIL import Image
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +102,34 @@ def test_a_quality_that_there_is_not_is_refused(nodes, output, crf):
     with pytest.raises(ExVideoError, match=f"got crf = {crf}"):
         saved(nodes, format="mp4-h264", crf=crf)
     assert list(output.iterdir()) == []
+
+
+@pytest.mark.parametrize("node", ["ExVideoSave", "ExVideoRender"])
+def test_sound_goes_into_the_file(run, loaded, output, node):
+    frames = {"images": torch.rand(5, 64, 64, 3)}
+    latents = {"samples": {"samples": torch.zeros(5, 4, 8, 8)}, "vae": loaded[2]}
+    sound = {"waveform": torch.sin(torch.arange(48000) / 20).view(1, 1, -1), "sample_rate": 48000}
+    given = frames if node == "ExVideoSave" else latents
+    run(node, **given, fps=10.0, audio=sound, filename_prefix="heard")
+    meta = next(imageio_ffmpeg.read_frames(str(output / "heard_00001_.mp4")))
+    assert meta["audio_codec"].startswith("aac")
+    assert meta["duration"] == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_stream_of_a_loop_is_frame_for_frame_what_three_nodes_make(run, loaded, output):
+    samples = {"samples": torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(2))}
+    decoding = {"samples": samples, "vae": loaded[2], "window": 4, "overlap": 2, "loop": True}
+    (frames,) = run("ExVideoDecode", **decoding)
+    between, _ = run("ExVideoInterpolate", images=frames, multiplier=2, loop=True)
+    run("ExVideoSave", images=between, format="png", filename_prefix="apart")
+    run("ExVideoRender", **decoding, multiplier=2, format="png", filename_prefix="stream")
+    apart, stream = (sorted(output.glob(f"{name}*/*.png")) for name in ("apart", "stream"))
+    assert len(apart) == len(stream) == 12
+    assert all(Image.open(a).tobytes() == Image.open(b).tobytes() for a, b in zip(apart, stream, strict=True))
+
+
+def test_latents_of_long_clips_are_kept(run, loaded, output):
+    for frames in (200, 201):
+        samples = {"samples": torch.zeros(frames, 4, 1, 1)}
+        run("ExVideoRender", samples=samples, vae=loaded[2], window=128, overlap=0, filename_prefix=f"of {frames}")
+    assert [path.name for path in output.glob("*.latent")] == ["of 201_00001_.latent"]
