@@ -310,3 +310,18 @@ def test_applying_copies_nothing(model, extension):
     ours = [tensor for weights in extension.position_weights() for tensor in weights]
     for parameter, tensor in zip(positions.model.parameters(), ours, strict=True):
         assert parameter.data_ptr() == tensor.data_ptr()
+
+
+def test_a_control_net_acts_the_same_where_skip_connections_would_wait_in_main_memory(
+    model, extension, conditions, run, like_a_gpu
+):
+    extended, net = host.apply_extension(model, extension), control_net()
+    inputs = dict(conditions, steps=2)
+    for side in ("positive", "negative"):
+        inputs[side] = [
+            [token, {**ids, "control": net, "control_apply_to_uncond": False}] for token, ids in inputs[side]
+        ]
+    expected = run("ExVideoSampler", model=extended, **inputs)[0]["samples"]
+    like_a_gpu(0)
+    ours = run("ExVideoSampler", model=extended, **inputs)[0]["samples"]
+    assert (ours - expected).norm() < 1e-4 * expected.norm()

@@ -93,3 +93,31 @@ def test_an_error_gives_it_back_too(extended, predict, lent, monkeypatch):
     with pytest.raises(OUT_OF_MEMORY):
         predict(extended, 30)
     assert not lent
+
+
+@pytest.mark.parametrize("chunk", [1 << 40, 1 << 18])
+def test_what_was_given_back_is_not_looked_at_again(extended, predict, little_memory, monkeypatch, chunk):
+    """Newer hosts may have streamed the next weights there by then."""
+    monkeypatch.setattr(budget, "CPU_BUDGET", chunk)
+    whole = predict(extended, 30)
+    comfy.model_management.unload_all_models()
+    little_memory(extended.model_size())
+    plan = host.memory.Memory.plan
+    monkeypatch.setattr(host.memory.Memory, "plan", lambda *args: plan(*args)._replace(budget=chunk, park=False))
+
+    class Overwritten(weights.Lent):
+        def __enter__(self):
+            self._copies = [tensor if tensor is None else tensor.clone() for tensor in super().__enter__()]
+            return tuple(self._copies)
+
+        def __exit__(self, *error):
+            super().__exit__(*error)
+            for tensor in self._copies:
+                if tensor is not None:
+                    tensor.fill_(torch.nan)
+
+    monkeypatch.setattr(weights, "Lent", Overwritten)
+    monkeypatch.setattr(host.memory, "Lent", Overwritten)
+    part = predict(extended, 30)
+    assert extended.model.model_lowvram
+    assert torch.equal(part, whole)
