@@ -1,11 +1,13 @@
 """Videos of any length: chains of segments and drifting windows, stopped and gone on with."""
 
+import comfy.model_management
 import comfy.utils
+import folder_paths
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_easycache import EasyCacheNode
-from exvideo_pack.exvideo_core import host
+from exvideo_pack.exvideo_core import host, sampling
 from exvideo_pack.exvideo_core.types import ExVideoError
 
 SIZE = {"width": 64, "height": 64}
@@ -53,8 +55,6 @@ def long(run, loaded, extended, picture):
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """The output folder, for this test alone."""
-    import folder_paths
-
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
     return tmp_path / "exvideo" / "runs"
 
@@ -115,16 +115,6 @@ def test_a_run_that_reworks_another_video_is_refused(long, runs):
     assert torch.equal(long(init_video=video, **second), made)
     with pytest.raises(ExVideoError, match="init_video"):
         long(init_video=1 - video, **second)
-
-
-def test_latents_of_a_video_do_not_depend_on_free_memory(loaded, monkeypatch):
-    """By which the host chooses how many pictures it encodes together, whose last digits differ."""
-    import comfy.model_management
-
-    video = torch.rand(9, 64, 64, 3, generator=torch.Generator().manual_seed(3))
-    much = host.encode_frames(loaded[2], video)
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_args, **_kwargs: 1)
-    assert torch.equal(host.encode_frames(loaded[2], video), much)
 
 
 def test_what_comes_after_the_sampling_of_windows_may_change(long, extended, runs):
@@ -228,6 +218,18 @@ def test_windows_that_were_stopped_go_on_at_their_step(long, extended, runs):
     assert counted["passes"] < passes
 
 
+def test_a_run_of_windows_that_was_stopped_twice_goes_on_at_its_step(long, extended, runs):
+    counted, inputs = extended[1], {"total_frames": 6, "mode": "windows", **RAW}
+    expected = long(**inputs)
+    for stop in (3, 2):  # each time amid the last of three steps
+        counted.update(passes=0, stop=stop)
+        with pytest.raises(StoppedError):
+            long(checkpoint_name="mine", **inputs)
+    counted.update(passes=0, stop=None)
+    assert torch.equal(long(checkpoint_name="mine", **inputs), expected)
+    assert counted["passes"] == 2
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [({"seed": 6}, "seed was 5 and is 6"), ({"overlap": 3}, "overlap was 2 and is 3"), ({"steps": 4}, "steps was 3")],
@@ -252,8 +254,6 @@ def test_another_model_or_picture_is_refused(run, long, loaded, extension, runs,
     with pytest.raises(ExVideoError, match="model was"):
         long(total_frames=8, checkpoint_name="mine", model=half, **RAW)
     # Loaded or not, a model is the same one.
-    import comfy.model_management
-
     comfy.model_management.unload_all_models()
     long(total_frames=8, checkpoint_name="mine", **RAW)
 
@@ -342,15 +342,6 @@ def test_easy_cache_is_for_passes_that_are_whole_steps(long, extended):
     assert long(model=cached, total_frames=14).isfinite().all()
 
 
-def test_windows_need_an_extension(run, loaded, picture):
-    model, clip_vision, vae = loaded
-    given = {"model": model, "clip_vision": clip_vision, "vae": vae, "init_image": picture, **SHORT, "mode": "windows"}
-    with pytest.raises(ExVideoError, match="Windows need a model with an ExVideo extension"):
-        run("ExVideoLongSampler", **given, total_frames=14)
-    (samples, _) = run("ExVideoLongSampler", **given, total_frames=6)
-    assert samples["samples"].isfinite().all()
-
-
 def test_a_folder_of_other_things_is_refused(long, extended, runs):
     folder = runs / "mine"
     folder.mkdir(parents=True)
@@ -373,21 +364,7 @@ def test_a_single_frame_and_a_small_picture(long, caplog):
     assert "is enlarged to 64×64" in caplog.text
 
 
-def test_a_run_of_windows_that_was_stopped_twice_goes_on_at_its_step(long, extended, runs):
-    counted, inputs = extended[1], {"total_frames": 6, "mode": "windows", **RAW}
-    expected = long(**inputs)
-    for stop in (3, 2):  # each time amid the last of three steps
-        counted.update(passes=0, stop=stop)
-        with pytest.raises(StoppedError):
-            long(checkpoint_name="mine", **inputs)
-    counted.update(passes=0, stop=None)
-    assert torch.equal(long(checkpoint_name="mine", **inputs), expected)
-    assert counted["passes"] == 2
-
-
 def test_guidance_grows_over_the_whole_chain(long, monkeypatch):
-    from exvideo_pack.exvideo_core import sampling
-
     asked, theirs = [], sampling.linear_guidance
     monkeypatch.setattr(sampling, "linear_guidance", lambda *numbers: asked.append(numbers) or theirs(*numbers))
     long(total_frames=10, **{**RAW, "min_cfg": 1.0, "max_cfg": 3.0})

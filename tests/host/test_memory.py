@@ -334,3 +334,11 @@ def test_the_real_size_stays_within_its_goal(setting, park):
     peak = real_peak("512×512", work, park)
     print(f"\n512×512, {setting}, {work // MIB} MiB to work in, parked: {park}: {peak:.2f} GiB")
     assert peak <= GOALS["512×512"][park]
+
+
+def test_latents_of_a_video_do_not_depend_on_free_memory(loaded, monkeypatch):
+    """By which the host chooses how many pictures it encodes together, whose last digits differ."""
+    video = torch.rand(9, 64, 64, 3, generator=torch.Generator().manual_seed(3))
+    much = host.encode_frames(loaded[2], video)
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_args, **_kwargs: 1)
+    assert torch.equal(host.encode_frames(loaded[2], video), much)

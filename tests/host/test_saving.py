@@ -1,6 +1,8 @@
-"""What may go wrong where files are saved, and what is said of it."""
+"""How files are saved: their names, what is written into them, and what may go wrong."""
 
+import json
 import logging
+import time
 
 import folder_paths
 import imageio_ffmpeg
@@ -133,3 +135,23 @@ def test_latents_of_long_clips_are_kept(run, loaded, output):
         samples = {"samples": torch.zeros(frames, 4, 1, 1)}
         run("ExVideoRender", samples=samples, vae=loaded[2], window=128, overlap=0, filename_prefix=f"of {frames}")
     assert [path.name for path in output.glob("*.latent")] == ["of 201_00001_.latent"]
+
+
+def test_what_a_file_says_of_its_graph_is_strict_json():
+    """The host writes NaN into it where a node is to run each time, and the page reads none of it then."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    prompt = {"1": {"class_type": "Any", "inputs": {"a": 0.5}, "is_changed": [float("nan"), float("-inf"), "é"]}}
+    texts = host.graph_metadata(prompt, {"workflow": {"nodes": []}})
+    assert json.loads(texts["prompt"], parse_constant=refuse)["1"]["is_changed"] == [None, None, "é"]
+    assert json.loads(texts["workflow"]) == {"nodes": []}
+
+
+def test_a_files_name_may_hold_the_time(monkeypatch, output):
+    monkeypatch.setattr("time.localtime", lambda: time.struct_time((2031, 4, 5, 16, 7, 8, 5, 95, 0)))
+    for number in (1, 2):
+        with host.output_file("%date:yyyy-MM%/%date:dd% at %date:h.mm.ss, yy/M/d% %year% %width%", ".mp4", 64) as to:
+            to.partial.touch()
+        assert (output / "2031-04" / "05 at 16.07.08, 31" / "4" / f"5 2031 64_0000{number}_.mp4").exists()

@@ -11,6 +11,7 @@ from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.extension import TABLE, Extension
 from exvideo_pack.exvideo_core.host.windows import window_conditions
 from exvideo_pack.exvideo_core.layers import FRAME_NUMBERS, PositionLayers
+from exvideo_pack.exvideo_core.types import ExVideoError
 
 LENGTH, OVERLAP = 16, 4
 
@@ -98,8 +99,6 @@ def test_every_schedule_runs(loaded, extension, run, conditions, windowed, sched
 
 
 def test_a_window_beyond_the_extension_is_told(loaded, extension, run, conditions, windowed):
-    from exvideo_pack.exvideo_core.types import ExVideoError
-
     model = windowed(host.apply_extension(loaded[0], shorter(extension, 10)))
     with pytest.raises(ExVideoError, match="reaches 10 frames, but a context window has 16: shorten"):
         run("ExVideoSampler", model=model, **conditions)
@@ -128,3 +127,15 @@ def test_the_frame_before_a_window_is_counted(loaded, extension, anchor):
     assert rows == expected
     assert conds[0][0]["model_conds"]["c_concat"].cond[:, 0, 0, 0].tolist() == expected
     assert len(timestep) == len(x)
+
+
+def test_windows_need_an_extension(run, loaded):
+    model, clip_vision, vae = loaded
+    given = {
+        "model": model, "clip_vision": clip_vision, "vae": vae, "init_image": torch.rand(1, 64, 64, 3),
+        "width": 64, "height": 64, "segment_frames": 6, "overlap": 2, "steps": 3, "mode": "windows",
+    }  # fmt: skip
+    with pytest.raises(ExVideoError, match="Windows need a model with an ExVideo extension"):
+        run("ExVideoLongSampler", **given, total_frames=14)
+    (samples, _) = run("ExVideoLongSampler", **given, total_frames=6)
+    assert samples["samples"].isfinite().all()
