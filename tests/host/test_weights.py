@@ -41,13 +41,22 @@ def lent(monkeypatch):
     return out
 
 
-@pytest.mark.parametrize("chunk", [1 << 40, 1 << 18])
-def test_what_waits_is_patched_once_a_pass(extended, predict, little_memory, monkeypatch, chunk):
-    """However many chunks there are; and the model then is as it was."""
-    monkeypatch.setattr(budget, "CPU_BUDGET", chunk)
-    whole = predict(extended, 30)
+@pytest.fixture(params=[1 << 40, 1 << 18])
+def whole(request, extended, predict, little_memory, monkeypatch):
+    """A pass with all in memory; from then on little fits, and work is still cut into chunks of the same size."""
+    monkeypatch.setattr(budget, "CPU_BUDGET", request.param)
+    made = predict(extended, 30)
     comfy.model_management.unload_all_models()
     little_memory(extended.model_size())
+    plan = host.memory.Memory.plan
+    monkeypatch.setattr(
+        host.memory.Memory, "plan", lambda *args: plan(*args)._replace(budget=request.param, park=False)
+    )
+    return made
+
+
+def test_what_waits_is_patched_once_a_pass(extended, predict, whole, monkeypatch):
+    """However many chunks there are; and the model then is as it was."""
     patched, patch = Counter(), comfy.model_patcher.LowVramPatch.__call__
 
     def noted(self, weight):
@@ -55,8 +64,6 @@ def test_what_waits_is_patched_once_a_pass(extended, predict, little_memory, mon
         return patch(self, weight)
 
     monkeypatch.setattr(comfy.model_patcher.LowVramPatch, "__call__", noted)
-    plan = host.memory.Memory.plan
-    monkeypatch.setattr(host.memory.Memory, "plan", lambda *args: plan(*args)._replace(budget=chunk, park=False))
     part = predict(extended, 30)
     assert extended.model.model_lowvram
     assert set(patched.values()) == {1}
@@ -95,15 +102,8 @@ def test_an_error_gives_it_back_too(extended, predict, lent, monkeypatch):
     assert not lent
 
 
-@pytest.mark.parametrize("chunk", [1 << 40, 1 << 18])
-def test_what_was_given_back_is_not_looked_at_again(extended, predict, little_memory, monkeypatch, chunk):
+def test_what_was_given_back_is_not_looked_at_again(extended, predict, whole, monkeypatch):
     """Newer hosts may have streamed the next weights there by then."""
-    monkeypatch.setattr(budget, "CPU_BUDGET", chunk)
-    whole = predict(extended, 30)
-    comfy.model_management.unload_all_models()
-    little_memory(extended.model_size())
-    plan = host.memory.Memory.plan
-    monkeypatch.setattr(host.memory.Memory, "plan", lambda *args: plan(*args)._replace(budget=chunk, park=False))
 
     class Overwritten(weights.Lent):
         def __enter__(self):
