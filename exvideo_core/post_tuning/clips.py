@@ -37,6 +37,8 @@ _DAMAGE = re.compile(
 )
 """What ffmpeg says where pictures are missing or broken. It ends without an error then, and says other things of videos
 that are whole, also as errors."""
+_PROGRESSIVE = "bwdif=mode=send_frame:deint=interlaced"
+"""Of two half pictures that lie in every second row each, as on tape, DVD and 1080i, the frame at the time of one."""
 _SPEAKER = re.compile(r"^(\[[^]]*\] )+")
 """Which part of ffmpeg says a line, and where in memory it lies."""
 
@@ -150,7 +152,7 @@ def _command(path: Path, shape: ClipShape, fps: float) -> list[str]:
     command = [program, "-nostdin", "-v", "warning", "-i", str(path.absolute())]
     command += ["-map", "0:V:0"]  # V: but no cover
     # Otherwise copies of the first picture fill the time before it, where the sound begins earlier.
-    command += [_sync(program), "passthrough", "-vf", f"fps={fps},{cover},crop={width}:{height}"]
+    command += [_sync(program), "passthrough", "-vf", f"{_PROGRESSIVE},fps={fps},{cover},crop={width}:{height}"]
     return [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
 
 

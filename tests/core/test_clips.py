@@ -48,6 +48,19 @@ def test_pixels_that_are_not_square_become_so(tmp_path, aspect, ratio):
     assert abs(int(seen[32].sum()) - int(seen[:, 32].sum())) <= 2
 
 
+@pytest.mark.parametrize("codec", [["-c:v", "mpeg2video", "-q:v", "1"], ["-c:v", "libx264", "-crf", "1"]])
+def test_half_pictures_become_whole_ones(tmp_path, codec):
+    """A bar that goes to the right, by tape, DVD or 1080i: every second row shows it further on, as if torn."""
+    bar = "color=black:size=160x64:rate=60,format=yuv420p,geq=lum='255*between(X-2*N,20,60)':cb=128:cr=128"
+    torn = ["-vf", "interlace=scan=tff:lowpass=off", *codec, "-flags", "+ildct+ilme"]
+    video = draw_video(tmp_path / "torn.mkv", *torn, source=bar)
+    (clip, *_) = read_clips(video, ClipShape(12, 64, 160), 30)
+    rows = clip[:, 8:-8, :, 1].float()  # filters have less to go by at the border
+    assert float((rows[:, 1:] - rows[:, :-1]).abs().mean()) < 1
+    middle = (rows > 128).float().mul(torch.arange(160.0)).sum(-1) / (rows > 128).sum(-1)
+    assert middle.mean(1).diff().tolist() == pytest.approx([4.0] * 11, abs=0.6)
+
+
 def test_frames_are_repeated_or_left_out_for_the_wanted_rate(tmp_path):
     """Of a video whose brightness grows with its frame number, at three times and at half the rate."""
     source = "nullsrc=size=32x32:rate=10,geq=lum='16+4*N':cb=128:cr=128"
