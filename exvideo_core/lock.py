@@ -10,31 +10,34 @@ from pathlib import Path
 
 from .types import ExVideoError
 
-_NAME = ".lock"
-
 
 @contextmanager
-def locked(folder: Path, told: str) -> Iterator[None]:
-    """Keep others from a folder. The system itself lets go of the lock of a process that is killed.
+def locked(folder: Path, told: str, name: str = ".lock") -> Iterator[None]:
+    """Keep others from a folder, or from what else a lock of that name stands for.
 
-    Where files cannot be locked, as on some network drives, nobody is kept from it.
+    The system itself lets go of the lock of a process that is killed. Where files cannot be locked, as on some network
+    drives, nobody is kept from it.
 
     Args:
         folder: made where it is missing, and removed again where nothing else came into it.
         told: what a person is told where another process has it.
+        name: of the lock, a file in the folder as long as it is held.
 
     Raises:
         ExVideoError: another process has it.
     """
-    path, is_new = folder / _NAME, not folder.exists()
+    path, is_new = folder / name, not folder.exists()
     file = _taken(path, told)
     try:
         yield
     finally:
         if file >= 0:
-            with suppress(OSError):  # Windows removes no file that is open, and it stays
+            with suppress(OSError):
                 path.unlink()
             os.close(file)
+            if sys.platform == "win32":  # which removes no file that is open
+                with suppress(OSError):
+                    path.unlink()
         if is_new:
             with suppress(OSError):
                 folder.rmdir()

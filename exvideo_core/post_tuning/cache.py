@@ -6,16 +6,21 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from time import sleep
 from typing import NamedTuple, Protocol
 
 import torch
 
 from ..files import open_tensors, save_tensors, whole_or_nothing
+from ..lock import locked
 from ..types import ClipShape, ExVideoError
 from .clips import CLIP, NoClipError, TooShortError, read_clips, video_files
 from .motion import motion_bucket, motion_score
+
+_A_MOMENT = 0.2
+"""Seconds until it is looked again whether another process has encoded what it was at."""
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +88,7 @@ def cache_clips(
     cache: Path,
     on_video: Callable[[int, int], None] = lambda done, of: None,
 ) -> Clips:
-    """Encode what is new in a folder of videos.
+    """Encode what is new in a folder of videos. Of several processes at it each takes what no other has begun.
 
     Args:
         folder: with the videos, in any depth.
@@ -96,34 +101,56 @@ def cache_clips(
     Raises:
         ExVideoError: no videos, or none of them usable; says why for the first few.
     """
-    videos, files, skipped = video_files(folder), [], []
+    videos = video_files(folder)
     for older in cache.glob("*.safetensors"):  # an earlier version's, which every list of models showed
         with suppress(OSError):
             older.replace(older.with_suffix(CLIP))
-    for done, video in enumerate(videos):
-        on_video(done, len(videos))
-        try:
-            stat = video.stat()
-        except OSError:  # removed since the folder was looked through, which may be hours
-            skipped.append(f"{_name(video)}: it is no longer there")
-            log.warning("ExVideo cannot learn from %s.", skipped[-1])
-            continue
-        named = [str(video.resolve()), stat.st_size, stat.st_mtime_ns, *shape, float(fps), encoder.identity]
-        key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
-        # Written last, so that a video whose encoding was interrupted is begun again.
-        index = cache / f"{key}.json"
-        if not _is_whole(index):
-            _encode(video, shape, fps, encoder, index)
-        found = _clips(index)
-        files += found
-        if not found:
-            skipped.append(f"{_name(video)}: {json.loads(index.read_text(encoding='utf-8'))['problem']}")
-            log.warning("ExVideo cannot learn from %s.", skipped[-1])
+    files: dict[Path, list[Path]] = {}
+    skipped: dict[Path, str] = {}
+    left = videos
+    while left:
+        elsewhere = []
+        for video in left:
+            on_video(len(files), len(videos))
+            encoded = _encoded(video, shape, fps, encoder, cache)
+            if encoded is None:
+                elsewhere.append(video)
+                continue
+            files[video], problem = encoded
+            if problem:
+                skipped[video] = f"{_name(video)}: {problem}"
+                log.warning("ExVideo cannot learn from %s.", skipped[video])
+        if elsewhere == left:
+            sleep(_A_MOMENT)
+        left = elsewhere
     on_video(len(videos), len(videos))
-    if not files:
-        more = f" (and {len(skipped) - 3} more)" if len(skipped) > 3 else ""
-        raise ExVideoError(f"None of the {len(videos)} files in {folder} can be used. {'; '.join(skipped[:3])}{more}.")
-    return Clips(files, skipped)
+    told = [skipped[video] for video in videos if video in skipped]
+    if not any(files.values()):
+        more = f" (and {len(told) - 3} more)" if len(told) > 3 else ""
+        raise ExVideoError(f"None of the {len(videos)} files in {folder} can be used. {'; '.join(told[:3])}{more}.")
+    return Clips([file for video in videos for file in files[video]], told)
+
+
+def _encoded(video: Path, shape: ClipShape, fps: float, encoder: Encoder, cache: Path) -> tuple[list[Path], str] | None:
+    """The clips of a video, or why there are none; None while another process encodes it."""
+    try:
+        stat = video.stat()
+    except OSError:  # removed since the folder was looked through, which may be hours
+        return [], "it is no longer there"
+    named = [str(video.resolve()), stat.st_size, stat.st_mtime_ns, *shape, float(fps), encoder.identity]
+    key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
+    # Written last, so that a video whose encoding was interrupted is begun again.
+    index = cache / f"{key}.json"
+    if not _is_whole(index):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(cache, "Another process encodes this video.", f"{key}.lock"))
+            except ExVideoError:
+                return None
+            if not _is_whole(index):  # by another process, since it was looked at
+                _encode(video, shape, fps, encoder, index)
+    clips = _clips(index)
+    return clips, "" if clips else json.loads(index.read_text(encoding="utf-8"))["problem"]
 
 
 def _clips(index: Path) -> list[Path]:

@@ -4,11 +4,14 @@ import hashlib
 import json
 import os
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from dev.videos import damage, draw_video
+from exvideo_core.lock import locked
 from exvideo_core.post_tuning import cache as caching
 from exvideo_core.post_tuning.cache import cache_clips
 from exvideo_core.post_tuning.clips import read_clips, video_files
@@ -125,6 +128,48 @@ def test_clips_of_no_numbers_are_told_and_encoded_again(videos, tmp_path):
     with pytest.raises(ExVideoError, match=r"a.mp4: its latents or its image token are no finite numbers"):
         cache_clips(videos, SHAPE, 25, OfNoNumbers(), tmp_path / "cache")
     assert len(cache_clips(videos, SHAPE, 25, ByEighths(), tmp_path / "cache"))
+
+
+def test_several_at_once_encode_each_video_once_and_wait_for_each_other(videos, tmp_path):
+    """As processes that train together do: each has all clips in the end, in the same order, and made its part."""
+    both = threading.Barrier(2, timeout=60)
+
+    class Slow(ByEighths):
+        def __call__(self, frames):
+            if not self.asked:
+                both.wait()  # so that each has begun one before the other has ended its own
+            return super().__call__(frames)
+
+    encoders = Slow(), Slow()
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(cache_clips, videos, SHAPE, 30, encoder, tmp_path / "cache") for encoder in encoders]
+    first, second = (run.result() for run in runs)
+    assert sorted(encoder.asked for encoder in encoders) == [1, 2]
+    assert len(first) == len(second) == 3
+    assert first.identity == second.identity
+    assert first.skipped == second.skipped
+    assert len(first.skipped) == 2
+    assert not list((tmp_path / "cache").glob("*.lock"))
+
+
+def test_a_video_that_another_encodes_is_asked_about_until_it_has_ended(videos, tmp_path):
+    """So that waiting can be stopped."""
+    cache, encoder, asked = tmp_path / "cache", ByEighths(), []
+    cache_clips(videos, SHAPE, 30, encoder, cache)
+    index = next(path for path in cache.glob("*.json") if json.loads(path.read_text())["video"] == "a.mp4")
+    index.unlink()
+
+    def stop(done, of):
+        asked.append(done)
+        if len(asked) > 6:
+            raise KeyboardInterrupt
+
+    with locked(cache, "It is taken.", f"{index.stem}.lock"), pytest.raises(KeyboardInterrupt):
+        cache_clips(videos, SHAPE, 30, encoder, cache, stop)
+    assert asked == [0, 0, 1, 2, 3, 3, 3]
+    assert encoder.asked == 3
+    assert len(cache_clips(videos, SHAPE, 30, encoder, cache)) == 3
+    assert encoder.asked == 5
 
 
 def test_clips_are_encoded_once(videos, tmp_path, caplog):
