@@ -191,3 +191,24 @@ def test_a_narrow_model_can_be_loaded_once_more_as_newer_hosts_do(loaded, models
     with torch.inference_mode():
         for key, tensor in again.model.state_dict().items():
             assert torch.equal(tensor, stored_weight(loaded[0], key)), key
+
+
+def test_a_narrow_autoencoder_is_in_the_precision_that_the_host_chose(models, monkeypatch):
+    """And waits where the host has autoencoders wait."""
+    monkeypatch.setattr(comfy.model_management, "vae_dtype", lambda *_args, **_kwargs: torch.bfloat16)
+    monkeypatch.setattr(comfy.model_management, "vae_offload_device", lambda: torch.device("cpu:0"))
+    vae = host.load_svd(models / CHECKPOINT)[2]
+    assert {parameter.dtype for parameter in vae.first_stage_model.parameters()} == {torch.bfloat16}
+    assert vae.patcher.offload_device == torch.device("cpu:0")
+
+
+def test_the_host_chooses_a_precision_by_that_of_the_file(models, monkeypatch):
+    asked, choose = [], comfy.model_management.unet_dtype
+
+    def noted(**given):
+        asked.append(given["weight_dtype"])
+        return choose(**given)
+
+    monkeypatch.setattr(comfy.model_management, "unet_dtype", noted)
+    host.load_svd(models / CHECKPOINT)
+    assert asked == [comfy.utils.load_torch_file(str(models / CHECKPOINT))[f"{UNET_PREFIX}out.2.weight"].dtype]

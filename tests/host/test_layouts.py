@@ -9,17 +9,21 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from exvideo_pack.exvideo_core import chunked, host, unet
+from exvideo_pack.exvideo_core import chunked, host, layers, unet
 from exvideo_pack.exvideo_core.chunked import Parked, Work
 
-norms, products, res_block, transformer = (
+fused, norms, products, res_block, transformer = (
     importlib.import_module(f"exvideo_pack.exvideo_core.chunked.{name}")
-    for name in ("norms", "products", "res_block", "transformer")
+    for name in ("fused", "norms", "products", "res_block", "transformer")
 )
 
 
 def affine(module, x):
     return nullcontext((module.weight.to(x), module.bias.to(x)))
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
@@ -60,9 +64,9 @@ def maps():
     return x.half().to(memory_format=torch.channels_last)
 
 
-@pytest.fixture
-def norm():
-    norm = torch.nn.GroupNorm(32, 64)
+@pytest.fixture(params=[1e-5, 0.1])
+def norm(request):
+    norm = torch.nn.GroupNorm(32, 64, eps=request.param)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         norm.weight.copy_(torch.rand(64, generator=generator) + 0.5)
@@ -98,6 +102,13 @@ def _close(ours, right):
     far, near = (0.02, 4e-3) if ours.dtype == torch.float16 else (2e-3, 1e-5)
     assert (ours - right).abs().max() < far
     assert (ours - right)[:, :8].abs().max() < near
+
+
+def test_maps_that_are_all_alike_come_out_as_the_bias(norm):
+    """So large that by rounding their deviation would be below zero."""
+    x = torch.full((2, 64, 64, 64), 1027).half().to(memory_format=torch.channels_last)
+    ours = norms.normalised(affine, norm, x)
+    torch.testing.assert_close(ours, norm.bias.half()[:, None, None].expand_as(ours))
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
@@ -163,6 +174,60 @@ def test_long_sums_are_in_pieces():
     x = torch.randn(3, 5, 26, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
         torch.testing.assert_close(products.in_pieces(x, layer.weight, layer.bias), layer(x))
+
+
+@pytest.mark.parametrize("budget", [None, 1])
+def test_each_frame_has_its_own_noise_level_and_ids(loaded, budget):
+    """As in the host's block, of two videos in a batch. Of one channel a group, a normalisation would hide it."""
+    block = loaded[0].model.diffusion_model.middle_block[0]
+    x, emb = noise(6, 128, 4, 4), noise(6, 128, seed=1)
+    right = block(x, emb, 3)
+    torch.testing.assert_close(res_block.res_block(Work(budget), block, x, emb, 3), right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("budget", [None, 1])
+@pytest.mark.parametrize("differ", [False, True])
+def test_each_video_has_its_own_token(loaded, extension, budget, differ):
+    """And another one over time, where there is such."""
+    layer = loaded[0].model.diffusion_model.input_blocks[1][1]
+    position = layers.PositionLayer(next(iter(extension.position_weights(1.0)))).float()
+    x, (token, over_time) = noise(6, 32, 4, 4), (noise(2, 1, 64, seed=seed).repeat_interleave(3, 0) for seed in (1, 2))
+
+    def through(work):
+        return layers.extended_forward(
+            layer, position, work, x.clone(), token, over_time if differ else None, 3, None, {}
+        )
+
+    torch.testing.assert_close(through(Work(budget)), through(None), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there kernels are compiled")
+def test_where_no_kernel_can_be_compiled_torch_does_it(maps, monkeypatch, caplog):
+    """And that is told once."""
+    steps = [noise(64, 1, 1, seed=seed).half() for seed in range(3)]
+    right = fused.normalised(maps, *steps, silu=True)
+    monkeypatch.setattr(fused, "_can_fuse", lambda x: True)
+    fused._kernel.cache_clear()
+    for _ in range(2):
+        assert torch.equal(fused.normalised(maps, *steps, silu=True), right)
+    fused._kernel.cache_clear()
+    assert len(caplog.records) == 1
+    assert "goes on without fused kernels" in caplog.text
+
+
+def test_who_is_led_elsewhere():
+    """Not a module that got its own forward back."""
+    layer = torch.nn.Linear(2, 2)
+    own = layer.forward
+    for forward, led in ((own, False), (lambda x: own(x), True)):
+        layer.forward = forward
+        assert chunked.is_led(layer) == led
+    del layer.forward
+    for register in (layer.register_forward_hook, layer.register_forward_pre_hook):
+        hook = register(lambda *args: None)
+        assert chunked.is_led(layer)
+        hook.remove()
+    assert not chunked.is_led(layer)
 
 
 def test_who_goes_by_channels():

@@ -170,6 +170,53 @@ def test_smaller_passes_go_on_as_before_when_memory_ran_out():
     assert doing(torch.empty(4, 8, 8, 8)).budget == before
 
 
+def test_what_is_free_beside_all_weights_is_planned_with(extended, like_a_gpu, monkeypatch):
+    """Those of the new parts, too: what a pass takes falls where its skip connections have to wait elsewhere."""
+    (positions,) = extended.get_additional_models()
+    weights = extended.model_size() + positions.model_size()
+    needed = budget.plan_pass("auto", 32 * 1000 * 64 * 64 * 4, 1 << 40).needed
+    like_a_gpu(64 * GIB)
+    *_, prepare = extended.get_wrappers(WrappersMP.PREPARE_SAMPLING, "exvideo")
+    told = []
+    for free in (needed - KIB, needed + KIB):
+        monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda _device, free=free: weights + free)
+        prepare(lambda _model, shape, _: told.append(shape[0]), extended, [1000, 4, 64, 64])
+    assert told[0] < told[1]
+
+
+def test_the_hosts_own_windows_are_reckoned_with(extended, windowed):
+    """And the host is never told of more images than there are."""
+    told = []
+    for model, shape in (
+        (windowed(extended, context_length=16, context_overlap=4), [1000, 4, 64, 64]),
+        (extended, [1000, 4, 64, 64]),
+        (extended, [3, 4, 8, 8]),
+    ):
+        *_, prepare = model.get_wrappers(WrappersMP.PREPARE_SAMPLING, "exvideo")
+        prepare(lambda _model, shape, _: told.append(shape[0]), model, shape)
+    assert told[0] < told[1]
+    assert told[2] == 3
+
+
+def test_single_images_are_marked_for_ours_as_for_the_host(extended, loaded):
+    """Nothing over time then takes part, so an extension changes nothing."""
+    found = []
+    for model in (extended, loaded[0]):
+        comfy.model_management.load_models_gpu([model, *model.get_additional_models()])
+        found.append(
+            model.model.diffusion_model(
+                drawn(6, 8, 8, 8),
+                torch.full((6,), TIMESTEP),
+                drawn(1, 1, 64, seed=1).expand(6, -1, -1),
+                drawn(1, 768, seed=2).expand(6, -1),
+                transformer_options={"wrappers": model.wrappers},
+                num_video_frames=6,
+                image_only_indicator=torch.ones(1, 6),
+            )
+        )
+    assert error(*found) < 1e-5
+
+
 def test_the_host_reckons_for_itself_where_its_own_layers_work(loaded, extended, extension):
     patched = extended.clone()
     patched.set_model_attn1_patch(lambda q, k, v, _options: (q, k, v))

@@ -1,6 +1,7 @@
 """Skip connections that wait in main memory during a pass."""
 
 import pytest
+import torch
 from exvideo_pack.exvideo_core import chunked, host, unet
 from exvideo_pack.exvideo_core.host import memory
 
@@ -53,9 +54,23 @@ def test_memory_that_was_locked_is_given_back(extended, extension, predict, like
     assert len(given) == 3
 
 
-def test_a_patch_before_the_skip_connections_still_works(extended, predict, like_a_gpu):
+def test_memory_is_given_back_though_a_later_pass_locked_none(like_a_gpu, monkeypatch):
+    given = []
+    monkeypatch.setattr(memory, "_give_back_locked_memory", lambda: given.append(1))
+    monkeypatch.setattr(memory, "_can_be_locked", lambda device: True)
+    doing, x = memory.Memory("auto", 32), torch.empty(30, 8, 16, 16)
+    like_a_gpu(0)
+    assert doing(x).park
+    like_a_gpu(1 << 36)
+    assert not doing(x).park
+    doing.give_back(None)
+    assert given
+
+
+@pytest.mark.parametrize("place", ["input_block_patch", "input_block_patch_after_skip"])
+def test_a_patch_beside_the_skip_connections_still_works(extended, predict, like_a_gpu, place):
     patched = extended.clone()
-    patched.set_model_input_block_patch(lambda h, options: h * 1.1)
+    patched.set_model_patch(lambda h, options: h * 1.1, place)
     expected = predict(patched, 30)
     assert error(expected, predict(extended, 30)) > 1e-3
     like_a_gpu(0)
