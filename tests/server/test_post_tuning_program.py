@@ -1,5 +1,6 @@
 """Post-tuning from the command line: killed and gone on with, and in two processes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -38,6 +39,8 @@ def program(tmp_path_factory):
     return [
         "-m", "exvideo_core.post_tuning", f"--checkpoint={folder / CHECKPOINT}", f"--videos={folder / 'videos'}",
         "--frames=6", "--size=64x64", "--learning-rate=1e-4", "--save-every=1", "--average-every=2",
+        # So that both count in a few steps.
+        "--clip-norm=0.05", "--weight-decay=1",
     ]  # fmt: skip
 
 
@@ -115,13 +118,24 @@ def test_two_processes_that_share_moments_learn_the_same(program, one, tmp_path,
 
 
 def same(one, other, tolerance=0.0):
-    states = [load_file(folder / "training.state") for folder in (one, other)]
+    texts, states = zip(*(read_state(folder / "training.state") for folder in (one, other)), strict=True)
+    assert json.loads(texts[1]["losses"]) == pytest.approx(json.loads(texts[0]["losses"]), rel=1e3 * tolerance, abs=0)
     assert states[0].keys() == states[1].keys()
     for key, tensor in states[0].items():
         torch.testing.assert_close(states[1][key], tensor, rtol=0, atol=tolerance)
+    for moment in ("exp_avg.", "exp_avg_sq."):  # far smaller than a parameter
+        first, second = (
+            torch.cat([tensor.flatten() for key, tensor in state.items() if key.startswith(moment)]) for state in states
+        )
+        assert (second - first).norm() <= 1e2 * tolerance * first.norm()
     extensions = [load_file(folder / "extension.safetensors") for folder in (one, other)]
     for key, tensor in extensions[0].items():
         torch.testing.assert_close(extensions[1][key], tensor, rtol=0, atol=max(tolerance, 0) * 1e3)
+
+
+def read_state(path):
+    with safe_open(path, framework="pt") as file:
+        return file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 @pytest.mark.parametrize(
