@@ -107,7 +107,7 @@ def cache_clips(
             older.replace(older.with_suffix(CLIP))
     files: dict[Path, list[Path]] = {}
     skipped: dict[Path, str] = {}
-    left = videos
+    left, waits = videos, False
     while left:
         elsewhere = []
         for video in left:
@@ -121,6 +121,9 @@ def cache_clips(
                 skipped[video] = f"{_name(video)}: {problem}"
                 log.warning("ExVideo cannot learn from %s.", skipped[video])
         if elsewhere == left:
+            if not waits:
+                log.info("ExVideo waits for another process, which encodes %s.", _name(left[0]))
+            waits = True
             sleep(_A_MOMENT)
         left = elsewhere
     on_video(len(videos), len(videos))

@@ -38,7 +38,7 @@ _DAMAGE = re.compile(
 """What ffmpeg says where pictures are missing or broken. It ends without an error then, and says other things of videos
 that are whole, also as errors."""
 _PROGRESSIVE = "bwdif=mode=send_frame:deint=interlaced"
-"""Of two half pictures that lie in every second row each, as on tape, DVD and 1080i, the frame at the time of one."""
+"""Makes one frame of two half pictures, a row apart, as tape, DVD and 1080i have them; whole ones stay as they are."""
 _SPEAKER = re.compile(r"^(\[[^]]*\] )+")
 """Which part of ffmpeg says a line, and where in memory it lies."""
 

@@ -152,8 +152,9 @@ def test_several_at_once_encode_each_video_once_and_wait_for_each_other(videos, 
     assert not list((tmp_path / "cache").glob("*.lock"))
 
 
-def test_a_video_that_another_encodes_is_asked_about_until_it_has_ended(videos, tmp_path):
-    """So that waiting can be stopped."""
+def test_a_video_that_another_encodes_is_asked_about_until_it_has_ended(videos, tmp_path, caplog):
+    """So that waiting can be stopped; it is told once."""
+    caplog.set_level("INFO")
     cache, encoder, asked = tmp_path / "cache", ByEighths(), []
     cache_clips(videos, SHAPE, 30, encoder, cache)
     index = next(path for path in cache.glob("*.json") if json.loads(path.read_text())["video"] == "a.mp4")
@@ -167,6 +168,7 @@ def test_a_video_that_another_encodes_is_asked_about_until_it_has_ended(videos, 
     with locked(cache, "It is taken.", f"{index.stem}.lock"), pytest.raises(KeyboardInterrupt):
         cache_clips(videos, SHAPE, 30, encoder, cache, stop)
     assert asked == [0, 0, 1, 2, 3, 3, 3]
+    assert caplog.text.count("waits for another process, which encodes a.mp4") == 1
     assert encoder.asked == 3
     assert len(cache_clips(videos, SHAPE, 30, encoder, cache)) == 3
     assert encoder.asked == 5

@@ -17,6 +17,7 @@ from exvideo_pack.exvideo_core.tiny import draw_checkpoint, draw_extension
 
 from dev import reference
 from dev.inside import svd_model
+from dev.noise import drawn
 
 IDS, TIMESTEP = (29, 127, 0.02), 0.4
 SEED, STEPS = 3, 5
@@ -33,10 +34,6 @@ def draw(prefix, gib):
     if free < gib:
         pytest.skip(f"{prefix}* of a full-size SVD in float32 needs {gib} GiB of memory, {free:.0f} are free")
     return draw_checkpoint(SVDLayout(), part=prefix)
-
-
-def drawn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_decode(parity, run):

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from exvideo_pack.exvideo_core import chunked, host, layers, unet
 from exvideo_pack.exvideo_core.chunked import Parked, Work
 
+from dev.noise import drawn
+
 fused, norms, products, res_block, transformer = (
     importlib.import_module(f"exvideo_pack.exvideo_core.chunked.{name}")
     for name in ("fused", "norms", "products", "res_block", "transformer")
@@ -20,10 +22,6 @@ fused, norms, products, res_block, transformer = (
 
 def affine(module, x):
     return nullcontext((module.weight.to(x), module.bias.to(x)))
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
@@ -58,7 +56,7 @@ def test_a_pass_is_as_near_to_float32_by_channels(
 @pytest.fixture
 def maps():
     """Half-precision maps by channels: of order 1, far from 0, or all alike, which a trained model has, too."""
-    x = torch.randn(5, 64, 6, 4, generator=torch.Generator().manual_seed(0))
+    x = drawn(5, 64, 6, 4)
     x[:, 8:16] += 50
     x[:, 16:20] = 6000
     return x.half().to(memory_format=torch.channels_last)
@@ -114,7 +112,7 @@ def test_maps_that_are_all_alike_come_out_as_the_bias(norm):
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_float32_is_normalised_in_parts_to_the_same_bits(norm, layout):
     """Some frames at a time, or some rows of all; large enough for torch to share out its sums among threads."""
-    x = torch.randn(5, 64, 36, 33, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+    x = drawn(5, 64, 36, 33).contiguous(memory_format=layout)
     whole = norms.normalised(affine, norm, x, silu=True)
     for size in (1, 2, 3):
         parts = [norms.normalised(affine, norm, part, silu=True) for part in x.split(size)]
@@ -134,7 +132,7 @@ def test_maps_are_parked_in_their_layout(maps):
 def test_values_and_gates_are_the_host_s_feed_forward(loaded):
     """Unless somebody has put something onto its projection, or its weights are quantized: then it is the host's."""
     block = loaded[0].model.diffusion_model.middle_block[1].time_stack[0]
-    x = torch.randn(3, 5, 128, generator=torch.Generator().manual_seed(0))
+    x = drawn(3, 5, 128)
     asked = []
     ours = transformer._feed_forward(lambda module, x: asked.append(module) or affine(module, x), block.ff, x)
     torch.testing.assert_close(ours, block.ff(x))
@@ -153,7 +151,7 @@ def test_values_and_gates_are_the_host_s_feed_forward(loaded):
 @pytest.mark.parametrize("copy", [lambda x: transformer._copied_by_words(x.transpose(0, 1)), transformer._swapped])
 def test_rows_are_swapped(copy):
     """By words too where they are some of more rows, as chunks are."""
-    x = torch.randn(3, 9, 8, generator=torch.Generator().manual_seed(0)).half()[:, 2:6]
+    x = drawn(3, 9, 8).half()[:, 2:6]
     swapped = copy(x)
     assert swapped.is_contiguous()
     assert torch.equal(swapped, x.transpose(0, 1))
@@ -163,7 +161,7 @@ def test_rows_are_swapped(copy):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_convolution_over_time_is_three_products(frames, layout):
     convolution = torch.nn.Conv3d(6, 8, (3, 1, 1), padding=(1, 0, 0)).double()
-    x = torch.randn(frames, 6, 4, 3, generator=torch.Generator().manual_seed(0)).double()
+    x = drawn(frames, 6, 4, 3).double()
     with torch.no_grad():
         ours = products.over_time(x.contiguous(memory_format=layout), convolution.weight, convolution.bias)
         torch.testing.assert_close(ours, convolution(x.transpose(0, 1)[None])[0].transpose(0, 1))
@@ -171,7 +169,7 @@ def test_a_convolution_over_time_is_three_products(frames, layout):
 
 def test_long_sums_are_in_pieces():
     layer = torch.nn.Linear(26, 8).double()
-    x = torch.randn(3, 5, 26, generator=torch.Generator().manual_seed(0)).double()
+    x = drawn(3, 5, 26).double()
     with torch.no_grad():
         torch.testing.assert_close(products.in_pieces(x, layer.weight, layer.bias), layer(x))
 
@@ -180,7 +178,7 @@ def test_long_sums_are_in_pieces():
 def test_each_frame_has_its_own_noise_level_and_ids(loaded, budget):
     """As in the host's block, of two videos in a batch. Of one channel a group, a normalisation would hide it."""
     block = loaded[0].model.diffusion_model.middle_block[0]
-    x, emb = noise(6, 128, 4, 4), noise(6, 128, seed=1)
+    x, emb = drawn(6, 128, 4, 4), drawn(6, 128, seed=1)
     right = block(x, emb, 3)
     torch.testing.assert_close(res_block.res_block(Work(budget), block, x, emb, 3), right, rtol=1e-4, atol=1e-4)
 
@@ -191,7 +189,7 @@ def test_each_video_has_its_own_token(loaded, extension, budget, differ):
     """And another one over time, where there is such."""
     layer = loaded[0].model.diffusion_model.input_blocks[1][1]
     position = layers.PositionLayer(next(iter(extension.position_weights(1.0)))).float()
-    x, (token, over_time) = noise(6, 32, 4, 4), (noise(2, 1, 64, seed=seed).repeat_interleave(3, 0) for seed in (1, 2))
+    x, (token, over_time) = drawn(6, 32, 4, 4), (drawn(2, 1, 64, seed=seed).repeat_interleave(3, 0) for seed in (1, 2))
 
     def through(work):
         return layers.extended_forward(
@@ -204,7 +202,7 @@ def test_each_video_has_its_own_token(loaded, extension, budget, differ):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there kernels are compiled")
 def test_where_no_kernel_can_be_compiled_torch_does_it(maps, monkeypatch, caplog):
     """And that is told once."""
-    steps = [noise(64, 1, 1, seed=seed).half() for seed in range(3)]
+    steps = [drawn(64, 1, 1, seed=seed).half() for seed in range(3)]
     right = fused.normalised(maps, *steps, silu=True)
     monkeypatch.setattr(fused, "_can_fuse", lambda x: True)
     fused._kernel.cache_clear()

@@ -15,6 +15,7 @@ from exvideo_pack.exvideo_core.types import ExVideoError
 
 from benchmarks.counted import GIB, GOALS, MIB, SIZES, unet_peak
 from benchmarks.fake import our_unet
+from dev.noise import drawn
 
 IDS, TIMESTEP = (29, 127, 0.02), 0.4
 KIB = 1024
@@ -29,10 +30,6 @@ def extended(loaded, extension):
 def within(monkeypatch):
     """Set how many bytes a pass on this machine may work in."""
     return lambda size: monkeypatch.setattr(budget, "CPU_BUDGET", size)
-
-
-def drawn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def error(ours, theirs):

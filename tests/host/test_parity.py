@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dev import reference
+from dev.noise import drawn
 
 NARROW = replace(LAYOUT, vae=VAELayout(channels=32))
 UNET_BOUND, SAMPLER_BOUND, IMAGE_BOUND = 2e-5, 1e-3, 1e-4
@@ -60,10 +61,6 @@ def ours(files):
     with torch.inference_mode():
         model, clip_vision, vae = host.load_svd(folder / "svd.safetensors")
         return host.apply_extension(model, read_extension(folder / "exvideo.safetensors")), clip_vision, vae
-
-
-def drawn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def photo(width, height, seed=0):
