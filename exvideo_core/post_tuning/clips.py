@@ -15,6 +15,7 @@ import torch
 
 from ..formats import does_not_run, ffmpeg
 from ..types import ClipShape, ExVideoError
+from .colours import colour_filters
 
 CLIP = ".clip"
 """The end of an encoded clip's name: a .safetensors file, under a name that no list of models shows."""
@@ -152,7 +153,9 @@ def _command(path: Path, shape: ClipShape, fps: float) -> list[str]:
     command = [program, "-nostdin", "-v", "warning", "-i", str(path.absolute())]
     command += ["-map", "0:V:0"]  # V: but no cover
     # Otherwise copies of the first picture fill the time before it, where the sound begins earlier.
-    command += [_sync(program), "passthrough", "-vf", f"{_PROGRESSIVE},fps={fps},{cover},crop={width}:{height}"]
+    colours = colour_filters(program, path)
+    filters = [colours.first, _PROGRESSIVE, f"fps={fps}", cover, f"crop={width}:{height}", colours.last]
+    command += [_sync(program), "passthrough", "-vf", ",".join(filter(None, filters))]
     return [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
 
 

@@ -150,3 +150,52 @@ def test_sound_alone_is_told_also_with_a_cover(tmp_path):
     for name in ("a.m4a", "b.m4a"):
         with pytest.raises(ExVideoError, match="there is no video in it"):
             list(read_clips(tmp_path / name, SHAPE, 30))
+
+
+@pytest.mark.parametrize(
+    ("size", "tag", "matrix"),
+    [
+        ("1280x720", "unknown", "bt709"),
+        ("1280x536", "unknown", "bt709"),  # a film in its own proportions
+        ("720x1280", "unknown", "bt709"),
+        ("720x576", "unknown", "bt601"),
+        ("1280x720", "smpte170m", "bt601"),
+        ("720x576", "bt709", "bt709"),
+    ],
+)
+def test_colours_are_those_that_players_show(tmp_path, size, tag, matrix):
+    """A video that does not say how its colours became numbers is taken for what its size tells."""
+    made = f"scale=out_color_matrix={matrix}:out_range=tv,format=yuv444p,setparams=colorspace={tag}"
+    video = draw_video(
+        tmp_path / "a.mkv", "-vf", made, "-c:v", "ffv1", source=f"color=0x20C040:size={size}", seconds=0.1
+    )
+    (clip, *_) = read_clips(video, ClipShape(2, 64, 64), 25)
+    assert clip[0, 32, 32].tolist() == pytest.approx([0x20, 0xC0, 0x40], abs=3)
+
+
+@pytest.mark.parametrize("tags", ["color_primaries=bt2020:colorspace=bt2020nc", "color_primaries=bt2020", "range=tv"])
+@pytest.mark.parametrize(("curve", "white"), [("arib-std-b67", 0.75), ("smpte2084", 0.58)])
+def test_hdr_is_seen_as_on_a_usual_screen(tmp_path, curve, white, tags):
+    """White paper and a grey card, 18 % as bright, as HLG and PQ have them (ITU-R BT.2408): 38 % in both. On a usual
+    screen the card is at 41 % of the brightest; what HDR has above white is left room for."""
+    for share, expected in ((white, 0.86), (0.38, 0.42), (0.0, 0.0)):
+        grey = f"nullsrc=size=64x64:rate=30,format=yuv420p10le,geq=lum='64+876*{share}':cb=512:cr=512"
+        tagged = f"setparams=color_trc={curve}:{tags}"
+        video = draw_video(tmp_path / "a.mkv", "-vf", tagged, "-c:v", "ffv1", source=grey, seconds=0.2)
+        (clip, *_) = read_clips(video, ClipShape(2, 32, 32), 30)
+        assert clip[0, 16, 16].tolist() == pytest.approx([round(255 * expected)] * 3, abs=4)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="by a script of the shell")
+def test_hdr_without_filters_for_it_is_learned_as_it_is_and_told_once(tmp_path, monkeypatch, caplog):
+    grey = "nullsrc=size=64x64:rate=30,format=yuv420p10le,geq=lum='64+876*0.75':cb=512:cr=512"
+    tagged = ["-vf", "setparams=color_trc=arib-std-b67", "-c:v", "ffv1"]
+    video = draw_video(tmp_path / "a.mkv", *tagged, source=grey, seconds=0.2)
+    plain = tmp_path / "ffmpeg"
+    plain.write_text(f'#!/bin/sh\n"{imageio_ffmpeg.get_ffmpeg_exe()}" "$@" | sed "s/zscale/zscal_/"\n')
+    plain.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(plain))
+    for _ in range(2):
+        (clip, *_) = read_clips(video, ClipShape(2, 32, 32), 30)
+        assert clip[0, 16, 16].tolist() == pytest.approx([191] * 3, abs=3)
+    assert caplog.text.count("lacks the filters zscale and tonemap") == 1
