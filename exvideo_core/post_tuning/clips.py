@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
+from itertools import dropwhile
 from pathlib import Path
 
 import torch
@@ -38,6 +39,13 @@ _DAMAGE = re.compile(
 )
 """What ffmpeg says where pictures are missing or broken. It ends without an error then, and says other things of videos
 that are whole, also as errors."""
+_CUT_IN = re.compile(
+    "PPS id out of range|undecodable NALU|Last message repeated|Could not find ref with POC"
+    "|Error constructing the frame RPS",
+    re.IGNORECASE,
+)
+"""What it says before the first picture of a recording in HEVC that begins in the middle of what belongs together: it
+leaves those pictures out."""
 _PROGRESSIVE = "bwdif=mode=send_frame:deint=interlaced"
 """Makes one frame of two half pictures, a row apart, as tape, DVD and 1080i have them; whole ones stay as they are."""
 _SPEAKER = re.compile(r"^(\[[^]]*\] )+")
@@ -61,7 +69,7 @@ def video_files(folder: Path) -> list[Path]:
     """
     if not os.path.isdir(folder):  # False, too, of what no folder can be called
         raise ExVideoError(f"There is no folder {folder}: give the folder that has the videos to learn from.")
-    files = sorted(path for path in _files_below(folder) if not path.name.startswith("."))
+    files = sorted(_files_below(folder))
     videos = [path for path in files if path.suffix.lower() not in _PICTURES | _TEXTS | _OURS]
     if not videos:
         found = "has only pictures and other files" if files else "is empty"
@@ -70,7 +78,8 @@ def video_files(folder: Path) -> list[Path]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """The files in a folder and the folders in it, each folder once, by its own name before that of a link."""
+    """The files in a folder and the folders in it but for hidden ones, each folder once, by its own name before that of
+    a link."""
     # A link back to where the folder is would bring all that lies around it.
     known = {os.path.realpath(parent) for parent in Path(os.path.realpath(folder)).parents}
     folders, links = [folder], list[Path]()
@@ -83,6 +92,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
         with suppress(OSError):  # one that may not be looked into
             below = sorted(place.iterdir())
         for path in below:
+            if path.name.startswith("."):  # hidden, as a wastebasket on a disk is
+                continue
             if os.path.isdir(path):
                 (links if path.is_symlink() else folders).append(path)
             elif os.path.isfile(path):
@@ -134,13 +145,20 @@ def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tenso
         said = log.read().decode(errors="replace").strip().splitlines()
     if any("matches no streams" in line for line in said):
         raise NoClipError("there is no video in it, as in a file of sound alone")
-    damage = next((line for line in said if _DAMAGE.search(line)), None)
+    damage = _damage(said)
     if failed or damage or not (clips or got):
         what = "it is damaged" if damage else "it cannot be read as a video"
         words = _SPEAKER.sub("", damage or (said or ["nothing found"])[-1])
         raise NoClipError(f"{what} (ffmpeg: {words})")
     if not clips:
         raise TooShortError(f"it has {got * frames // size} frames at {fps:g} a second, and a clip needs {frames}")
+
+
+def _damage(said: list[str]) -> str | None:
+    """The line of what ffmpeg said that tells of damage, if one does."""
+    if said and "PPS id out of range" in said[0]:
+        said = list(dropwhile(_CUT_IN.search, said))
+    return next((line for line in said if _DAMAGE.search(line)), None)
 
 
 def _command(path: Path, shape: ClipShape, fps: float) -> list[str]:

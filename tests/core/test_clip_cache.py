@@ -332,7 +332,8 @@ def test_texts_of_the_cache_can_be_read(videos, tmp_path):
 
 
 def test_hidden_files_are_no_videos(tmp_path):
-    """As a system's own, ._a.mp4 say, beside what was copied from it."""
-    for name in ("._a.mp4", "a.mp4"):
+    """As a system's own, ._a.mp4 say, beside what was copied from it, and what lies in a disk's wastebasket."""
+    for name in ("._a.mp4", "a.mp4", ".Trash-1000/files/b.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert [path.name for path in video_files(tmp_path)] == ["a.mp4"]

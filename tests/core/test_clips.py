@@ -130,6 +130,27 @@ def test_what_ffmpeg_says_of_whole_videos_is_no_damage(tmp_path):
     assert len(list(read_clips(tmp_path / "edited.mp4", SHAPE, 30))) == 4
 
 
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.4])
+def test_a_recording_that_begins_in_the_middle_is_whole_from_its_first_picture_on(tmp_path, share):
+    """As of television in HEVC: of what came before, ffmpeg says the same as of damage."""
+    params = "keyint=30:min-keyint=30:log-level=0"
+    video = draw_video(
+        tmp_path / "a.ts", "-pix_fmt", "yuv420p", "-c:v", "libx265", "-x265-params", params, seconds=4,
+        source="testsrc2=size=160x120:rate=30",
+    )  # fmt: skip
+    (whole,) = read_clips(video, ClipShape(120, 48, 64), 30)
+    data, packet = video.read_bytes(), 188
+    begin = int(len(data) // packet * share) * packet
+    # What says which stream is which comes again and again; here, first.
+    video.write_bytes(data[: 3 * packet] + data[begin:])
+    seen = torch.cat(list(read_clips(video, SHAPE, 30)))
+    # Every 30th frame is a picture by itself.
+    assert any(torch.equal(seen, whole[first : first + len(seen)]) for first in (30, 60))
+    video.write_bytes(data + data[begin:])  # the same gap later on
+    with pytest.raises(ExVideoError, match="it is damaged"):
+        list(read_clips(video, SHAPE, 30))
+
+
 def test_sound_alone_is_told_also_with_a_cover(tmp_path):
     sound = draw_video(tmp_path / "a.m4a", source="sine")
     cover = draw_video(tmp_path / "a.png", "-frames:v", "1", "-update", "1")
