@@ -25,6 +25,8 @@ SILENCE = 5.0
 RECONNECT_FOR = 30.0
 RECORD_WITHIN = 30.0
 FIRST_ANSWER_WITHIN = 60.0
+# What is queued sooner may be taken up before.
+FORGETS_WITHIN = 1.0
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 
@@ -43,6 +45,10 @@ class PromptRefusedError(ClientError):
 
 class ServerGoneError(ClientError):
     """The server does not answer."""
+
+
+class FileGoneError(ClientError):
+    """The server no longer has a file that it says it has saved."""
 
 
 class Output(NamedTuple):
@@ -156,6 +162,11 @@ class Client:
             self._call("POST", "/queue", json={"delete": [prompt_id]})
         self._call("POST", "/interrupt", json={"prompt_id": prompt_id})
 
+    def forget(self) -> None:
+        """Make the server unload its models, and compute anew what it has computed before."""
+        self._call("POST", "/free", json={"free_memory": True})
+        time.sleep(FORGETS_WITHIN)
+
     def history(self, prompt_id: str) -> dict[str, Any]:
         """What the server recorded of a prompt that has ended; empty while it has not."""
         return dict(self._ask("GET", f"/history/{prompt_id}").get(prompt_id, {}))
@@ -166,7 +177,13 @@ class Client:
         try:
             destination.parent.mkdir(parents=True, exist_ok=True)
             with whole_or_nothing(destination) as partial:
-                with self._call("GET", "/view", params=query, stream=True) as answer, partial.open("wb") as file:
+                answer = self._call("GET", "/view", params=query, stream=True, accept=(404,))
+                with answer, partial.open("wb") as file:
+                    if answer.status_code == 404:
+                        raise FileGoneError(
+                            f"{item.filename} should be in ComfyUI's {item.type} folder, it is gone: restart ComfyUI, "
+                            "which takes it for made, and try again."
+                        )
                     for block in answer.iter_content(1 << 20):
                         file.write(block)
                 expected, size = answer.headers.get("Content-Length"), partial.stat().st_size

@@ -78,7 +78,7 @@ class Manifest:
             folder.mkdir(parents=True, exist_ok=True)
             self._records: dict[str, dict[str, Any]] = {}
             if self.path.exists():
-                self._records = dict(json.loads(self.path.read_text(encoding="utf-8"))["pictures"])
+                self._records = dict(json.loads(self.path.read_text(encoding="utf-8-sig"))["pictures"])
                 for record in self._records.values():
                     if not all(isinstance(text, str) for text in (record["name"], *_files(record))):
                         raise TypeError

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ..types import ExVideoError
-from .client import Client, ClientError, OnEvent, Output, PromptRefusedError, ServerGoneError, outputs
+from .client import Client, ClientError, FileGoneError, OnEvent, Output, PromptRefusedError, ServerGoneError, outputs
 from .manifest import ARRIVING, Item, Manifest
 from .progress import Progress, say
 from .workflow import Graph, with_values
@@ -65,6 +65,15 @@ class Maker:
         self._begun = False
         picture = {recipe.picture_input: client.upload_image(item.picture)}
         graph = with_values(recipe.graph, recipe.picture_nodes, picture)
+        try:
+            return self._made(graph, on_event)
+        except FileGoneError:
+            # The server has made the same before, and does not look whether its file is still there.
+            client.forget()
+            return self._made(graph, on_event)
+
+    def _made(self, graph: Graph, on_event: OnEvent) -> list[Path]:
+        client, recipe = self._client, self._recipe
         # Known before the server knows it: Ctrl-C may come while its answer is on the way.
         self._prompt_id = str(uuid.uuid4())
         client.queue(graph, prompt_id=self._prompt_id)

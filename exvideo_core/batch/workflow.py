@@ -46,7 +46,7 @@ def read_workflow(path: Path) -> Graph:
         ExVideoError: the file cannot be read, or holds something else.
     """
     try:
-        graph = json.loads(path.read_text(encoding="utf-8"))
+        graph = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ExVideoError(f"{path} should be a workflow in API form, but it cannot be read ({error}).") from error
     if not graph or not isinstance(graph, dict) or not all(map(_is_node, graph.values())):

@@ -118,6 +118,13 @@ def test_another_record_is_refused(output, pictures):
         Manifest(output, "settings")
 
 
+def test_a_record_saved_by_an_editor_of_windows_is_known(begin):
+    manifest, (item,) = begin("a.png")
+    done(manifest, item, ".mp4")
+    manifest.path.write_text(manifest.path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert begin("a.png")[1] == []
+
+
 def test_a_record_that_cannot_be_kept_leaves_no_file_behind(begin, output):
     manifest, (item,) = begin("a.png")
     elsewhere = output.with_name("elsewhere")

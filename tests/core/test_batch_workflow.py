@@ -1,9 +1,11 @@
 """What a person gives a batch and is told by it, without a server."""
 
+import json
+
 import pytest
 
 from exvideo_core.batch.progress import Progress
-from exvideo_core.batch.workflow import titles, with_texts
+from exvideo_core.batch.workflow import read_workflow, titles, with_texts
 from exvideo_core.types import ExVideoError
 
 GRAPH = {"1": {"class_type": "Sampler", "inputs": {}, "_meta": {"title": "SVD 1.1"}}}
@@ -36,6 +38,11 @@ SCHEMAS["Sampler"]["input"]["optional"]["fps"] = ["FLOAT", {"forceInput": True}]
 def test_a_setting_is_read_as_its_input_takes_it(text, read):
     assert with_texts(GRAPH, [text], SCHEMAS)["1"]["inputs"] == read
     assert GRAPH["1"]["inputs"] == {}
+
+
+def test_a_workflow_is_read_as_windows_writes_texts(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(GRAPH), encoding="utf-8-sig")
+    assert read_workflow(tmp_path / "a.json") == GRAPH
 
 
 def test_an_input_that_is_only_connected_is_not_set():

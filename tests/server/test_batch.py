@@ -132,6 +132,18 @@ def test_a_folder_with_a_corrupt_picture_and_a_second_start(server, pictures, tm
     assert frames(made[0]) == 3
 
 
+def test_a_video_that_is_gone_everywhere_is_made_again(server, tmp_path):
+    """The server takes it for made, and says so, without a look at its own folder."""
+    picture, output = draw(tmp_path / "gone" / "a.png", (77, 3, 99)), tmp_path / "videos"
+    prefix = {"ExVideoSave.filename_prefix": "gone/a"}
+    run(picture, url=server.url, output=output, **prefix)
+    (made,), (there,) = output.rglob("*.mp4"), (server.base / "output" / "gone").glob("*.mp4")
+    made.unlink()
+    there.unlink()
+    run(picture, url=server.url, output=output, **prefix)
+    assert frames(made) == 2
+
+
 def test_pictures_of_one_name_keep_files_apart(server, tmp_path):
     one, two = draw(tmp_path / "one" / "cat.png"), draw(tmp_path / "two" / "cat.png", (1, 90, 3))
     run(tmp_path / "one", tmp_path / "two", url=server.url, output=tmp_path / "folders")
