@@ -69,8 +69,8 @@ class ExVideoCheckpointLoader(io.ComfyNode):
         return io.NodeOutput(model, clip_vision, vae)
 
     @classmethod
-    def fingerprint_inputs(cls, exvideo_name: str | None, **_: Any) -> list[int]:
-        return _fingerprint(exvideo_name)
+    def fingerprint_inputs(cls, ckpt_name: str | None, exvideo_name: str | None, **_: Any) -> list[int]:
+        return [*host.model_fingerprint("checkpoints", ckpt_name), *_fingerprint(exvideo_name)]
 
 
 def _fingerprint(exvideo_name: str | None) -> list[int]:

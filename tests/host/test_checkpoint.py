@@ -182,6 +182,21 @@ def test_what_the_host_compares_of_an_extension_is_its_file(nodes, models, loade
         assert compared(nothing) == []
 
 
+def test_what_the_host_compares_of_a_checkpoint_is_its_file(nodes, models):
+    def compared():
+        return nodes["ExVideoCheckpointLoader"].fingerprint_inputs(
+            ckpt_name=path.name, exvideo_name=Path(EXTENSION).name, memory="auto"
+        )
+
+    path = models / "checkpoints" / "written_again.safetensors"
+    shutil.copy(models / CHECKPOINT, path)
+    before = compared()
+    assert compared() == before
+    os.utime(path, ns=(0, 0))
+    assert compared() != before
+    path.unlink()
+
+
 def test_a_narrow_model_can_be_loaded_once_more_as_newer_hosts_do(loaded, models):
     """They train on a model whose weights stay where they are, and load it by what its loader left for that."""
     load, arguments = loaded[0].cached_patcher_init
