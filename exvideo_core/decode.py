@@ -12,6 +12,9 @@ from .plan import Window, blend_weights, overlapped_windows
 Decoder = Callable[[torch.Tensor], torch.Tensor]
 """Latents [n, 4, h, w] of one window → frames [n, H, W, 3], on the scale the decoder speaks."""
 
+_LEAST = 16
+"""Frames of a loop that are decoded at once, if so many are wanted, however few it has."""
+
 
 def decode_windows(
     latents: torch.Tensor,
@@ -64,6 +67,8 @@ def decoded_frames(
     frames = len(latents)
     windows = overlapped_windows(frames, window, overlap)
     if loop:
+        window = loop_window(frames, window)
+        overlap = min(overlap, window - 1)
         # A window more at either end, of what comes before and after, and dropped again.
         around = latents[[i % frames for i in range(-window, frames + window)]]
         decoded = decoded_frames(around, decode, window, overlap, on_window, centred=centred)
@@ -89,6 +94,14 @@ def decoded_frames(
         while first < end:
             yield waiting.pop(0)
             first += 1
+
+
+def loop_window(frames: int, window: int) -> int:
+    """How many frames of a loop are decoded at once, where `window` are wanted: once round is enough to see.
+
+    A short loop goes round more than once, for the decoder's layers look at frames on either side.
+    """
+    return min(window, max(frames, _LEAST))
 
 
 def decode_tiles(

@@ -13,7 +13,7 @@ from comfy.ldm.modules.temporal_ae import VideoDecoder
 
 from ..budget import BUDGETS, CPU_BUDGET, Decoding, plan_decoding, smaller_decoding
 from ..chunked import decode
-from ..decode import Decoder, decode_tiles
+from ..decode import Decoder, decode_tiles, loop_window
 from ..types import LATENT_CHANNELS, ExVideoError
 from .memory import free_memory, ran_out_of_memory, work
 
@@ -34,8 +34,7 @@ def frame_decoder(vae: Any, latents: torch.Tensor, window: int, loop: bool = Fal
             f"SVD's autoencoder takes latents of {LATENT_CHANNELS} channels and 2 dimensions, but the connected VAE "
             f"takes {channels} and {dimensions}: connect the VAE of the SVD checkpoint."
         )
-    # In a loop, a window may go round more than once.
-    frames = window if loop else min(window, len(latents))
+    frames = loop_window(len(latents), window) if loop else min(window, len(latents))
     decoder = getattr(vae.first_stage_model, "decoder", None)
     if not isinstance(decoder, VideoDecoder) or decoder.time_mode != "conv-only":
         one_frame = vae.memory_used_decode((1, *latents.shape[1:]), vae.vae_dtype)

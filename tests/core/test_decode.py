@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from exvideo_core.decode import decode_tiles, decode_windows, decoded_frames
+from exvideo_core.decode import decode_tiles, decode_windows, decoded_frames, loop_window
 from exvideo_core.plan import overlapped_windows
 from exvideo_core.types import ExVideoError
 
@@ -61,6 +61,21 @@ def test_a_loop_has_no_first_frame(frames, window, overlap):
         )
         torch.testing.assert_close(turned, decoded.roll(window - overlap, 0))
         assert (decode_windows(latents, around, window, overlap) - decoded)[0].abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("frames", "window", "overlap"), [(4, 1024, 0), (4, 1024, 1000), (40, 1024, 8), (40, 12, 4)])
+def test_a_large_window_does_not_go_round_and_round(frames, window, overlap):
+    decoded = 0
+
+    def count(latents):
+        nonlocal decoded
+        decoded += len(latents)
+        assert len(latents) <= loop_window(frames, window) <= max(frames, 16)
+        return upscale(latents)
+
+    latents = torch.randn(frames, 4, 2, 2)
+    torch.testing.assert_close(decode_windows(latents, count, window, overlap, loop=True), upscale(latents))
+    assert decoded <= 5 * max(frames, 16) * (16 if overlap == 1000 else 1)
 
 
 def test_no_frames_are_refused():
