@@ -68,6 +68,8 @@ def _kernel(code: str, inputs: int, dtype: torch.dtype) -> Callable[..., Any] | 
         function: Callable[..., Any] = torch.cuda.jiterator._create_jit_fn(code)
         # Compiled when it is first called.
         function(*[torch.ones(8, dtype=dtype, device="cuda")] * inputs)
+    except torch.cuda.OutOfMemoryError:  # which says nothing of the compiler, and is tried again in smaller chunks
+        raise
     except Exception as error:
         # As a text: whoever keeps the record would keep by it all that the pass had.
         log.warning("ExVideo goes on without fused kernels, for this torch cannot compile them: %s", str(error))

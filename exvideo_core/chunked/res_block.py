@@ -10,7 +10,7 @@ from einops import rearrange
 
 from . import products, winograd
 from .norms import activated, clip_moments, normalised, precise
-from .work import Affine, Source, Work, channels_are_last
+from .work import Affine, Source, Work, channels_are_last, convolves_otherwise
 
 # Working memory in maps of the block's own width. Generous: a test counts that passes stay within.
 _MAPS = 6
@@ -53,7 +53,7 @@ def image_chunk(affine: Affine, block: Any, x: torch.Tensor, shift: torch.Tensor
     norm_out, *_, conv_out = block.out_layers
     hidden = normalised(affine, norm_in, x, silu=True)
     with affine(conv_in, x) as (kernel, bias):
-        convolved = winograd.over_maps if winograd.pays(hidden, kernel) else conv_in._conv_forward
+        convolved = winograd.over_maps if winograd.pays(hidden, conv_in) else conv_in._conv_forward
         hidden = convolved(hidden, kernel, None)
         hidden += (shift + bias)[..., None, None]
     hidden = normalised(affine, norm_out, hidden, silu=True)
@@ -123,7 +123,7 @@ def temporal_chunk(
 ) -> torch.Tensor:
     """Some rows of all maps of a clip: norm, SiLU and convolution over time."""
     x = activated(x, *norm)
-    if x.is_cpu and not torch.is_grad_enabled():
+    if x.is_cpu and not torch.is_grad_enabled() and not convolves_otherwise(conv):
         return products.over_time(x, kernel, bias)
     volume = rearrange(x, "t c h w -> 1 c t h w")
     return rearrange(conv._conv_forward(volume, kernel, bias), "1 c t h w -> t c h w")

@@ -117,7 +117,7 @@ def _positioned(affine: Affine, position: Any, clip: torch.Tensor, embedded: tor
     """
     frames, height, width, channels = clip.shape
     above, below = max(band.start - 1, 0), min(band.stop + 1, height)
-    by_tiles = winograd.pays(clip, position.conv.weight)
+    by_tiles = winograd.pays(clip, position.conv)
     # With one cell more on each side, into which the inside is written without a copy on the way.
     shape = frames + 2, band.stop - band.start + 2, width + 2
     if by_tiles:

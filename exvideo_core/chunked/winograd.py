@@ -15,7 +15,7 @@ from einops import rearrange
 
 from ..budget import MIB, chunks
 from .products import suit
-from .work import Affine
+from .work import Affine, convolves_otherwise
 
 _LEAST = 256 * 256
 """From how many channels that go in, times those that come out: with fewer, the sums take what the products save."""
@@ -26,15 +26,21 @@ _SUMS = (1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)
 """Of three places of a kernel, for four products."""
 
 
-def pays(x: torch.Tensor, kernel: torch.Tensor) -> bool:
-    """Whether x may be convolved so, and is faster so than by torch."""
-    return suit(x) and kernel.shape[0] * kernel.shape[1] >= _LEAST
+def pays(x: torch.Tensor, conv: Any) -> bool:
+    """Whether x may go through a convolution so, and is faster so than by torch; a compiler would write out all blocks.
+
+    Args:
+        x: any tensor like those that go in.
+        conv: the layer.
+    """
+    plain = suit(x) and not convolves_otherwise(conv) and not torch.compiler.is_compiling()
+    return plain and conv.in_channels * conv.out_channels >= _LEAST
 
 
 def convolved(affine: Affine, layer: Any, x: torch.Tensor) -> torch.Tensor:
     """Single frames [n, C, H, W] through a 3×3 convolution of the host's, as the host does it where this does not pay,
     or where there is a stride: results then are no neighbours."""
-    if layer.stride[0] == 1 and pays(x, layer.weight):
+    if layer.stride[0] == 1 and pays(x, layer):
         with affine(layer, x) as lent:
             return over_maps(x, *lent)
     out: torch.Tensor = type(layer).forward(layer, x)

@@ -153,6 +153,11 @@ def is_led(module: Any) -> bool:
     return led or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def convolves_otherwise(conv: Any) -> bool:
+    """Whether others have put another convolution in the place of a layer's own, as nodes for seamless textures do."""
+    return "_conv_forward" in vars(conv)
+
+
 def is_whole(weight: Any) -> bool:
     """Whether a weight is an ordinary tensor, of 16 bits a number at least."""
     return type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.element_size() > 1

@@ -1,5 +1,6 @@
 """Convolutions in fewer products, on a processor."""
 
+import functools
 import importlib
 
 import comfy.ops
@@ -60,13 +61,44 @@ def test_a_convolution_of_the_host_s(stride, size, monkeypatch):
 
 def test_where_it_pays():
     """With many channels; not in half precision, whose sums would be rounded on the way, nor in training."""
-    x, kernel = torch.zeros(1, 256, 2, 3), torch.zeros(256, 256, 3, 3)
+    x, conv, narrower = torch.zeros(1, 256, 2, 3), *(torch.nn.Conv2d(256, wide, 3) for wide in (256, 255))
     with torch.no_grad():
-        assert winograd.pays(x, kernel)
-        assert not winograd.pays(x, kernel[1:])
-        assert not winograd.pays(x.half(), kernel)
+        assert winograd.pays(x, conv)
+        assert not winograd.pays(x, narrower)
+        assert not winograd.pays(x.half(), conv)
     with torch.enable_grad():
-        assert not winograd.pays(x, kernel)
+        assert not winograd.pays(x, conv)
+
+
+def test_a_compiler_gets_one_convolution():
+    """Of Winograd's it would write out every block."""
+    x, conv, seen = torch.zeros(1, 256, 2, 3), torch.nn.Conv2d(256, 256, 3), []
+
+    def run(x):
+        seen.append(winograd.pays(x, conv))
+        return x + 1
+
+    with torch.no_grad():
+        torch.compile(run, backend="eager")(x)
+    assert seen == [False]
+
+
+def test_convolutions_that_others_put_in_the_place_of_these_are_made(load, extension, predict, monkeypatch):
+    """As by nodes for seamless textures, here with kernels of nine tenths."""
+    model = host.apply_extension(load(torch.float64, torch.float64), extension)
+    plain = predict(model, 3)
+
+    def otherwise(conv, x, weight, bias):
+        return torch.nn.Conv2d._conv_forward(conv, x, weight * 0.9, bias)
+
+    with torch.no_grad():
+        for conv in model.model.diffusion_model.modules():
+            if type(conv).__name__ == "Conv2d":
+                monkeypatch.setattr(conv, "_conv_forward", functools.partial(otherwise, conv), raising=False)
+    right = predict(model, 3)
+    assert (right - plain).abs().max() > 0.01
+    monkeypatch.setattr(winograd, "_LEAST", 0)
+    torch.testing.assert_close(predict(model, 3), right, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("frames", [1, 3, 4])
