@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.amp.grad_scaler import GradScaler
 
 from dev import reference
 from exvideo_core.extension import longer_extension, new_extension, position_ids
@@ -32,6 +33,7 @@ def test_every_clip_comes_once_before_any_comes_again():
 
 def test_chance_depends_on_seed_and_step_alone():
     assert draw(1, 5, 9) == draw(1, 5, 9)
+    assert len({tuple(draw(seed, step, 9).clip for step in range(9)) for seed in (0, 1, 2)}) == 3
     draws = [draw(seed, step, 9) for seed in (0, 1, 2) for step in range(50)]
     assert len({chance.seed for chance in draws}) == 150
     state = torch.get_rng_state()
@@ -131,6 +133,12 @@ def test_the_curve_shows_losses_that_fall():
         assert loss_curve(few).size == (640, 360)
 
 
+def test_the_curve_s_line_is_the_mean_of_losses_that_jump():
+    picture = loss_curve([1.0, 0.01] * 150)
+    ink = [y for x in range(300, 600) for y in range(360) if picture.getpixel((x, y)) == INK]
+    assert max(ink) - min(ink) < 40 < 120 < min(ink) < max(ink) < 240
+
+
 @pytest.mark.parametrize("in_half", [False, True])
 def test_a_gradient_that_is_not_finite_changes_nothing(in_half):
     """Also in half precision, on devices that do not scale gradients and on those that do."""
@@ -143,6 +151,26 @@ def test_a_gradient_that_is_not_finite_changes_nothing(in_half):
     engine.backward(weight.sum())
     assert math.isfinite(engine.step())
     assert (weight != 1).all()
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_gradient_is_scaled_down_to_the_length_that_a_recipe_allows(scaled):
+    """The loss's own, whether or not it was scaled up on the way; of the first one AdamW's moment is a tenth."""
+    gradient = torch.tensor([3.0, 0.0, -4.0])
+    for most, length in ((0.5, 0.5), (20.0, 5.0)):
+        engine, weight = Engine(), torch.nn.Parameter(torch.ones(3))
+        engine.prepare(None, {"weight": weight}, Recipe(steps=1, clip_norm=most))
+        engine.scaler = GradScaler("cpu", enabled=scaled)
+        engine.backward((weight * gradient).sum())
+        assert engine.step() == pytest.approx(5)
+        torch.testing.assert_close(engine.moments(weight)["exp_avg"], gradient / 5 * length / 10)
+
+
+def test_weights_without_a_gradient_decay_as_a_recipe_says():
+    engine, weight = Engine(), torch.nn.Parameter(torch.ones(3))
+    engine.prepare(None, {"weight": weight}, Recipe(steps=1, learning_rate=0.1, weight_decay=0.5))
+    assert engine.step() == 0
+    torch.testing.assert_close(weight.detach(), torch.full((3,), 1 - 0.1 * 0.5))
 
 
 def test_processes_that_accelerate_leaves_alone_are_told(monkeypatch):

@@ -9,12 +9,14 @@ import comfy.model_patcher
 import pytest
 import torch
 from exvideo_pack.exvideo_core import host
+from exvideo_pack.exvideo_core.budget import RELEARNED_MAPS
 from exvideo_pack.exvideo_core.extension import new_extension
 from exvideo_pack.exvideo_core.post_tuning.objective import loss, noise_like
 from exvideo_pack.exvideo_core.svd import UNET_PREFIX, SVDLayout, UNetLayout
 from exvideo_pack.exvideo_core.tiny import LAYOUT, draw_checkpoint, draw_extension
 from exvideo_pack.exvideo_core.types import ExVideoError
 
+from benchmarks import fake
 from dev import reference
 from dev.inside import svd_model
 
@@ -129,6 +131,37 @@ def test_half_precision_learns(loaded, extension, learning):
     one, other = (torch.cat([g.flatten() for g in gradient[1].values() if g is not None]) for gradient in (half, full))
     assert one.dtype == torch.float32
     assert float(torch.nn.functional.cosine_similarity(one, other, 0)) > 0.98
+
+
+@pytest.mark.parametrize("budget", [None, 2**22])
+def test_videos_of_a_batch_are_learned_each_by_itself(loaded, extension, learning, budget):
+    """With a noise level, a picture, a token and ids of its own."""
+    clips, sigmas = [batch(5, 8, 8, LAYOUT.unet.context, seed) for seed in (0, 1)], torch.tensor([1.0, 50.0])
+    latents, tokens, ids = zip(*clips, strict=True)
+    ids[1]["motion_bucket_id"] = 3
+    with host.trainable(loaded[0], extension, budget) as (denoise, _):
+        firsts = torch.stack([each[0] for each in latents])
+        both = denoise(SCALE * torch.cat(latents), sigmas, firsts, torch.cat(tokens), ids)
+        alone = [
+            denoise(SCALE * each, sigmas[n, None], firsts[n, None], tokens[n], ids[n : n + 1])
+            for n, each in enumerate(latents)
+        ]
+        assert both.requires_grad
+        torch.testing.assert_close(both, torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
+def test_within_a_budget_only_the_inputs_of_layers_are_kept(loaded, extension, learning, monkeypatch):
+    """As the plan of a training reckons it, beside parameters and their gradients; without one, everything is kept."""
+    monkeypatch.setattr(fake, "DEVICE", "cpu")
+    clip, one_map, working = batch(9, 8, 16, LAYOUT.unet.context), LAYOUT.unet.channels * 9 * 8 * 16 * 4, 2**20
+    trained = 4 * sum(tensor.numel() for tensor in extension.tensors.values())
+    peaks = []
+    for given in (None, working):
+        with fake.LivePeak([*loaded[0].model.parameters(), *extension.tensors.values()]) as live:
+            our_gradient(loaded[0], extension, given, *clip, 500)
+        peaks.append(live.peak - 2 * trained)
+    assert peaks[1] <= RELEARNED_MAPS * one_map + working
+    assert peaks[0] > 10 * peaks[1]
 
 
 def narrow_in(dtype):

@@ -3,7 +3,10 @@
 The first is run on the CPU, too, whose convolutions know that layout; only the fused kernels need a GPU.
 """
 
+import ctypes
 import importlib
+import shutil
+import subprocess
 from contextlib import nullcontext
 
 import pytest
@@ -123,6 +126,18 @@ def test_float32_is_normalised_in_parts_to_the_same_bits(norm, layout):
         assert torch.equal(torch.cat([norms.activated(part, *steps) for part in x.split(rows, 2)], 2), clip)
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_float32_far_from_zero_keeps_its_deviation(norm, layout):
+    """Of means a thousand times as large, squares would leave nothing of it."""
+    x = (drawn(3, 64, 9, 7) + 1000).contiguous(memory_format=layout)
+    right = norm.double()(x.double())
+    norm.float()
+    torch.testing.assert_close(norms.normalised(affine, norm, x).double(), right, rtol=0, atol=2e-3)
+    moments = norms.clip_moments(Work(1), x, 32)
+    var = x.double().view(3, 32, 2, 63).transpose(0, 1).flatten(1).var(1, correction=0).repeat_interleave(2)
+    torch.testing.assert_close(moments[1].double(), var, rtol=1e-4, atol=0)
+
+
 def test_maps_are_parked_in_their_layout(maps):
     kept = Parked(maps)
     assert torch.equal(kept[1:4], maps[1:4])
@@ -211,6 +226,48 @@ def test_where_no_kernel_can_be_compiled_torch_does_it(maps, monkeypatch, caplog
     fused._kernel.cache_clear()
     assert len(caplog.records) == 1
     assert "goes on without fused kernels" in caplog.text
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_compiler(maps, monkeypatch, caplog):
+    """The step is tried again in smaller chunks, and so is the kernel."""
+    tries = []
+
+    def run_out(code):
+        tries.append(code)
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(fused, "_can_fuse", lambda x: True)
+    monkeypatch.setattr(torch.cuda.jiterator, "_create_jit_fn", run_out)
+    fused._kernel.cache_clear()
+    for _ in range(2):
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            fused.gated(maps, maps)
+    assert len(tries) == 2
+    assert not caplog.records
+
+
+COMPILER = shutil.which("c++")
+
+
+@pytest.mark.skipif(not COMPILER, reason="there is no compiler")
+def test_what_is_compiled_for_a_gpu_computes_what_torch_does(tmp_path):
+    """The same texts, here for float32 on this processor."""
+    calls = {"gated": "gated(a, b)", "normalised": "normalised(a, b, c, d)", "silu": "normalised_silu(a, b, c, d)"}
+    texts = ["#include <math.h>", fused._GATED, fused._NORMALISED, fused._NORMALISED_SILU]
+    given = "float a, float b, float c, float d"
+    texts += [f'extern "C" float of_{name}({given}) {{ return {call}; }}' for name, call in calls.items()]
+    (tmp_path / "kernels.cpp").write_text("\n".join(texts))
+    command = [COMPILER, "-shared", "-fPIC", "-o", str(tmp_path / "kernels.so"), str(tmp_path / "kernels.cpp")]
+    subprocess.run(command, check=True)
+    library, rows = ctypes.CDLL(str(tmp_path / "kernels.so")), drawn(200, 4) * 3
+    found = []
+    for name in calls:
+        function = getattr(library, f"of_{name}")
+        function.restype, function.argtypes = ctypes.c_float, [ctypes.c_float] * 4
+        found.append([function(*row) for row in rows.tolist()])
+    a, b, c, d = rows.T
+    by_torch = a * F.gelu(b), (a - b) * c + d, F.silu((a - b) * c + d)
+    torch.testing.assert_close(torch.tensor(found), torch.stack(by_torch), rtol=1e-5, atol=1e-5)
 
 
 def test_who_is_led_elsewhere():
