@@ -7,13 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from .plan import Window, blend_weights, overlapped_windows
+from .plan import Window, blend_weights, loop_window, overlapped_windows
 
 Decoder = Callable[[torch.Tensor], torch.Tensor]
 """Latents [n, 4, h, w] of one window → frames [n, H, W, 3], on the scale the decoder speaks."""
-
-_LEAST = 16
-"""Frames of a loop that are decoded at once, if so many are wanted, however few it has."""
 
 
 def decode_windows(
@@ -94,14 +91,6 @@ def decoded_frames(
         while first < end:
             yield waiting.pop(0)
             first += 1
-
-
-def loop_window(frames: int, window: int) -> int:
-    """How many frames of a loop are decoded at once, where `window` are wanted: once round is enough to see.
-
-    A short loop goes round more than once, for the decoder's layers look at frames on either side.
-    """
-    return min(window, max(frames, _LEAST))
 
 
 def decode_tiles(

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from .types import ExVideoError
 
+_LOOP = 16
+"""Frames of a loop that are decoded at once, if so many are wanted, however few it has."""
+
 
 class Window(NamedTuple):
     """Frames start … stop − 1 of a clip, worked on together."""
@@ -42,6 +45,14 @@ def overlapped_windows(frames: int, window: int, overlap: int) -> list[Window]:
         raise ExVideoError(f"Windows of {window} frames can share 0 to {window - 1} of them, got overlap = {overlap}.")
     starts = range(0, max(frames - overlap, 1), window - overlap)
     return [Window(start, min(start + window, frames)) for start in starts]
+
+
+def loop_window(frames: int, window: int) -> int:
+    """How many frames of a loop are decoded at once, where `window` are wanted: once round is enough to see.
+
+    A short loop goes round more than once, for the decoder's layers look at frames on either side.
+    """
+    return min(window, max(frames, _LOOP))
 
 
 def blend_weights(window: Window, frames: int, centred: bool = False) -> list[int]:

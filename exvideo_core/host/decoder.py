@@ -13,7 +13,8 @@ from comfy.ldm.modules.temporal_ae import VideoDecoder
 
 from ..budget import BUDGETS, CPU_BUDGET, Decoding, plan_decoding, smaller_decoding
 from ..chunked import decode
-from ..decode import Decoder, decode_tiles, loop_window
+from ..decode import Decoder, decode_tiles
+from ..plan import loop_window
 from ..types import LATENT_CHANNELS, ExVideoError
 from .memory import free_memory, ran_out_of_memory, work
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from exvideo_core.decode import decode_tiles, decode_windows, decoded_frames, loop_window
-from exvideo_core.plan import overlapped_windows
+from exvideo_core.decode import decode_tiles, decode_windows, decoded_frames
+from exvideo_core.plan import loop_window, overlapped_windows
 from exvideo_core.types import ExVideoError
 
 
