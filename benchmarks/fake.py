@@ -114,6 +114,7 @@ def our_unet(budget: int | None, park: bool = False) -> tuple[torch.nn.Module, R
     become_host("--cpu")
     chunked, extension, layers, svd, unet = core("chunked", "extension", "layers", "svd", "unet")
     attention: Any = importlib.import_module("comfy.ldm.modules.attention")
+    (transformers,) = core("chunked.transformer")
     shapes = {svd.UNET_PREFIX + key: shape for key, shape in svd.SVDLayout().unet.tensors()}
     on_meta = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     config = importlib.import_module("comfy.model_detection").detect_unet_config(on_meta, svd.UNET_PREFIX)
@@ -135,7 +136,10 @@ def our_unet(budget: int | None, park: bool = False) -> tuple[torch.nn.Module, R
         options = {"wrappers": {place: {"exvideo": [wrapper]}}}
         inputs = x, torch.empty(frames), token.expand(frames, 1, -1), torch.empty(frames, 768)
         # The attention that a GPU would use; the host's for CPUs looks at how much memory there really is.
-        with patch.object(attention, "optimized_attention", attention.attention_pytorch):
+        by_kernel = patch.object(attention, "optimized_attention", attention.attention_pytorch)
+        # Tensors without storage are of a class of their own, as quantized weights are; those of a GPU are not.
+        ordinary = patch.object(transformers, "is_whole", lambda weight: True)
+        with by_kernel, ordinary:
             return network(*inputs, transformer_options=options, num_video_frames=frames)
 
     return torch.nn.ModuleList([network, positions]), run
