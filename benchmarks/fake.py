@@ -112,9 +112,10 @@ def authors_unet() -> tuple[torch.nn.Module, Run]:
 def our_unet(budget: int | None, park: bool = False) -> tuple[torch.nn.Module, Run]:
     """ComfyUI's UNet, extended to 128 frames, with so much working memory, skip connections parked or not."""
     become_host("--cpu")
-    chunked, extension, layers, svd, unet = core("chunked", "extension", "layers", "svd", "unet")
+    chunked, transformers, extension, layers, svd, unet = core(
+        "chunked", "chunked.transformer", "extension", "layers", "svd", "unet"
+    )
     attention: Any = importlib.import_module("comfy.ldm.modules.attention")
-    (transformers,) = core("chunked.transformer")
     shapes = {svd.UNET_PREFIX + key: shape for key, shape in svd.SVDLayout().unet.tensors()}
     on_meta = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     config = importlib.import_module("comfy.model_detection").detect_unet_config(on_meta, svd.UNET_PREFIX)

@@ -83,17 +83,18 @@ def test_a_compiler_gets_one_convolution():
     assert seen == [False]
 
 
-def test_convolutions_that_others_put_in_the_place_of_these_are_made(load, extension, predict, monkeypatch):
+@pytest.mark.parametrize("kind", ["Conv2d", "Conv3d"])
+def test_convolutions_that_others_put_in_the_place_of_these_are_made(load, extension, predict, monkeypatch, kind):
     """As by nodes for seamless textures, here with kernels of nine tenths."""
     model = host.apply_extension(load(torch.float64, torch.float64), extension)
     plain = predict(model, 3)
 
     def otherwise(conv, x, weight, bias):
-        return torch.nn.Conv2d._conv_forward(conv, x, weight * 0.9, bias)
+        return getattr(torch.nn, kind)._conv_forward(conv, x, weight * 0.9, bias)
 
     with torch.no_grad():
         for conv in model.model.diffusion_model.modules():
-            if type(conv).__name__ == "Conv2d":
+            if type(conv).__name__ == kind:
                 monkeypatch.setattr(conv, "_conv_forward", functools.partial(otherwise, conv), raising=False)
     right = predict(model, 3)
     assert (right - plain).abs().max() > 0.01
