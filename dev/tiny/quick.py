@@ -35,7 +35,8 @@ def group_norm(
 ) -> torch.Tensor:
     """As torch's of [N, C, …], in float32 at least."""
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    return _GroupNorm.apply(wide, groups, weight, bias, eps).to(x.dtype)  # type: ignore[no-untyped-call]
+    with torch.autocast("cpu", enabled=False):  # it would take sums of squares in half precision
+        return _GroupNorm.apply(wide, groups, weight, bias, eps).to(x.dtype)  # type: ignore[no-untyped-call]
 
 
 class _GroupNorm(torch.autograd.Function):
