@@ -14,10 +14,10 @@ import torch
 from dev.environment import ROOT
 from dev.inside import become_host, core
 from dev.tiny.autoencoder import SIDE
-from dev.tiny.data import FPS, HELD_OUT, LONG, videos_of
+from dev.tiny.data import FPS, HELD_OUT, LONG, PLAIN, videos_of
 from dev.tiny.quality import by_parts, quality
 from dev.tiny.reproduce import MODELS, PARTS
-from dev.tiny.scenes import PACE, scene
+from dev.tiny.scenes import scene
 from dev.tiny.trained import write_trained_model
 from dev.tiny.ways import Studio
 
@@ -65,7 +65,7 @@ def _trained(frozen: Sequence[str], steps: int, learning_rate: float) -> Any:
     start = extension.new_extension(host.base_weights(model), LONG)
     shape = core("types").ClipShape(LONG, SIDE, SIDE)
     encoder = learning.Encoder(clip_vision, vae)
-    clips = cache.cache_clips(videos_of(FOLDER, PACE), shape, FPS, encoder, FOLDER / "post_tuning_cache")
+    clips = cache.cache_clips(videos_of(FOLDER, None, PLAIN), shape, FPS, encoder, FOLDER / "post_tuning_cache")
     recipe = core("post_tuning.recipe").Recipe(steps, learning_rate, average=0.95, scale=learning.latent_scale(model))
     with learning.trainable(model, start, None) as (denoise, parameters):
         held = {key for key in parameters if any(part in key for part in frozen)}

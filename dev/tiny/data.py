@@ -18,16 +18,18 @@ LONG, FPS = 128, 30
 """Frames of a scene, frames a second."""
 FIRST = 500_000
 """Number of the first of these scenes; autoencoder and image encoder learn from those before."""
+PLAIN = 5000
+"""Number, after that, of the first of the scenes without a pace that anything is trained on."""
 HELD_OUT = 1_000_000
 """Number of the first scene that nothing is trained on."""
 
 
-def videos_of(folder: Path, pace: float, first: int = 0) -> Path:
+def videos_of(folder: Path, pace: float | None, first: int = 0) -> Path:
     """The place of the videos of a pace that begin with a scene."""
     return folder / f"videos, pace {pace}, from {first}"
 
 
-def write_videos(folder: Path, count: int, pace: float, first: int = 0) -> None:
+def write_videos(folder: Path, count: int, pace: float | None, first: int = 0) -> None:
     """Scenes of a pace as anybody's videos would be: files, named by their numbers after `FIRST`."""
     export, files = core("export"), core("files")
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +54,9 @@ def encoded(folder: Path, cache: Path, clip_vision: Any, vae: Any) -> Any:
         return caching.cache_clips(folder, shape, FPS, learning.Encoder(clip_vision, vae), cache, said)
 
 
-def scenes_seen(folder: Path, pace: float, first: int, cache: Path, clip_vision: Any, vae: Any) -> Iterator[Seen]:
+def scenes_seen(
+    folder: Path, pace: float | None, first: int, cache: Path, clip_vision: Any, vae: Any
+) -> Iterator[Seen]:
     """The scenes in a folder of `write_videos` as the base sees them."""
     conditioning, clips = core("conditioning"), encoded(folder, cache, clip_vision, vae)
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from torch import nn
 from dev.inside import core
 from dev.tiny.autoencoder import SIDE, Report
 from dev.tiny.optimizer import Optimizer
-from dev.tiny.scenes import KINDS, Scene, render, scene
+from dev.tiny.scenes import KINDS, QUICK, Scene, render, scene
 from exvideo_core.svd import HOST_NAMES
 
 BATCH = 32
@@ -39,7 +39,7 @@ def train_encoder(layout: Any, steps: int, learning_rate: float, report: Report)
     parameters = [*network.parameters(), *head.parameters()]
     optimizer = Optimizer(parameters, steps, learning_rate)
     for step in range(steps):
-        scenes = [scene(number) for number in range(step * BATCH, (step + 1) * BATCH)]
+        scenes = [scene(number, pace=QUICK) for number in range(step * BATCH, (step + 1) * BATCH)]
         pixels = torch.cat(
             [
                 conditioning.clip_pixels(

@@ -1,8 +1,8 @@
 """Endless little videos of which the first frame tells the rest.
 
-A shape moves over a plain background. Its kind is its path, its size its speed, and its bright half is its front:
+A shape moves over a plain background. Its kind is its path, and its bright half is its front:
 
-- a disc goes straight on and bounces off the edges,
+- a disc goes straight on, along its row or its column, and bounces off the edges,
 - a square goes round the middle of the picture,
 - a triangle goes round in small circles, always to its right.
 
@@ -27,11 +27,11 @@ MARGIN = 0.02
 """Between shapes and the edges of the picture, whose sides are 1."""
 CIRCLE = 0.14
 """Radius of a triangle's circles."""
-PACE = 0.02
-"""Radius times speed, in sides of the picture and seconds: in the 4 s of 128 frames a shape goes about half a side to
-three quarters of one."""
-QUICK = 0.05
-"""The same for what the autoencoder and the first rounds of the base learn from, in which more happens."""
+SPEED = 0.125
+"""Sides of the picture a second: in the 4 s of 128 frames a shape goes about half a side."""
+QUICK, PACE = 0.05, 0.02
+"""Radius times speed in the scenes that the first rounds learn from: small shapes are fast there, and discs go in any
+direction. So more happens in them than a tiny model can tell from a picture."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Scene:
         heading: where it goes first, in radians; x grows to the right, y downwards.
         colour: of the shape, RGB in [0, 1].
         sky, ground: of the background at the top and at the bottom.
-        pace: radius times speed.
+        speed: sides a second.
     """
 
     kind: str
@@ -55,12 +55,7 @@ class Scene:
     colour: tuple[float, float, float]
     sky: tuple[float, float, float]
     ground: tuple[float, float, float]
-    pace: float = PACE
-
-    @property
-    def speed(self) -> float:
-        """Sides a second: small shapes are fast."""
-        return self.pace / self.radius
+    speed: float = SPEED
 
     def at(self, seconds: float) -> tuple[float, float, float]:
         """Where the shape is, x and y, and where it is heading."""
@@ -86,7 +81,7 @@ def scene(
     kinds: Sequence[str] = KINDS,
     hues: tuple[float, float] = (0.0, 0.8),
     radii: tuple[float, float] = (0.11, 0.19),
-    pace: float = PACE,
+    pace: float | None = None,
 ) -> Scene:
     """The scene of a seed.
 
@@ -95,7 +90,7 @@ def scene(
         kinds: shapes that there may be.
         hues: colours that shapes may have, around the colour wheel from 0 to 1.
         radii: sizes that they may have.
-        pace: radius times speed.
+        pace: radius times speed; None: all are equally fast, and discs keep to their row or column.
     """
     chance = random.Random(seed)
     kind, radius = chance.choice(kinds), chance.uniform(*radii)
@@ -107,13 +102,16 @@ def scene(
     else:
         near = far - CIRCLE if kind == "triangle" else far
         place = 0.5 + chance.uniform(-near, near), 0.5 + chance.uniform(-near, near)
+    if pace is None and kind in ("disc", RING):
+        heading = math.pi / 2 * round(heading / (math.pi / 2))
     if kind == "triangle":
         place = place[0] + CIRCLE * math.sin(heading), place[1] - CIRCLE * math.cos(heading)
     colour = colorsys.hsv_to_rgb(chance.uniform(*hues), 0.85, chance.uniform(0.6, 0.8))
     hue = chance.random()
     # Of one brightness in all scenes: networks as narrow as the tiny model's lose it to their normalisations.
     sky, ground = (colorsys.hsv_to_rgb(hue, 0.3, value) for value in (0.6, 0.2))
-    return Scene(kind, radius, place, heading, colour, sky, ground, pace)
+    speed = SPEED if pace is None else pace / radius
+    return Scene(kind, radius, place, heading, colour, sky, ground, speed)
 
 
 def render(what: Scene, frames: int, side: int, fps: float = 30.0, first: int = 0) -> torch.Tensor:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dev.tiny.scenes import CIRCLE, KINDS, MARGIN, Scene, backdrop, render, scene
+from dev.tiny.scenes import CIRCLE, KINDS, MARGIN, PACE, RING, SPEED, Scene, backdrop, render, scene
 
 SEEDS = range(60)
 
@@ -26,9 +26,10 @@ def test_a_seed_is_a_scene_and_all_kinds_come():
     assert {scene(seed).kind for seed in SEEDS} == set(KINDS)
 
 
+@pytest.mark.parametrize("pace", [None, PACE])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_shapes_stay_in_the_picture_and_move_at_their_speed(seed):
-    what = scene(seed)
+def test_shapes_stay_in_the_picture_and_move_at_their_speed(seed, pace):
+    what = scene(seed, pace=pace)
     places = [what.at(frame / 30) for frame in range(128)]
     for x, y, _ in places:
         assert what.radius - 1e-9 <= x <= 1 - what.radius + 1e-9
@@ -36,6 +37,25 @@ def test_shapes_stay_in_the_picture_and_move_at_their_speed(seed):
     steps = [math.dist(a[:2], b[:2]) for a, b in pairwise(places)]
     assert max(steps) <= what.speed / 30 + 1e-9
     assert max(steps) == pytest.approx(what.speed / 30, rel=0.01)
+
+
+def test_all_are_equally_fast_and_discs_keep_to_their_row_or_column():
+    ways = set()
+    for what in (scene(seed, kinds) for seed in SEEDS for kinds in (KINDS, (RING,))):
+        assert what.speed == SPEED
+        if what.kind in ("disc", RING):
+            along = [what.at(seconds)[:2] for seconds in (0, 1, 2.5)]
+            assert min(max(axis) - min(axis) for axis in zip(*along, strict=True)) < 1e-9
+            ways.add(round(what.heading / (math.pi / 2)) % 4)
+    assert ways == {0, 1, 2, 3}
+
+
+def test_with_a_pace_small_shapes_are_faster_and_discs_go_in_any_direction():
+    for seed in SEEDS:
+        what, plain = scene(seed, pace=PACE), scene(seed)
+        assert what.speed * what.radius == pytest.approx(PACE)
+        assert what.kind != "disc" or abs(math.sin(2 * what.heading)) > 1e-6
+        assert replace(what, speed=SPEED, heading=plain.heading) == plain
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,10 +20,17 @@ STAGES = (*trained.STAGES, "extension")
 RECIPE = tiny.Recipe(
     autoencoder=(1, 1e-3),
     encoder=(2, 1e-3),
-    base=(2, 1e-3),
-    rounds=(tiny.Round(PACE, 1), tiny.Round(PACE, 1)),
-    extension=(tiny.Tuning(2, 1e-3, tiny.Round(PACE, 1)), tiny.Tuning(1, 1e-3, tiny.Round(PACE, 1, 1), sigma_min=10.0)),
-    averaged=(0, 1),
+    courses=(
+        tiny.Course(
+            base=(tiny.Grounding(2, 1e-3, tiny.Scenes(PACE, 1)), tiny.Grounding(1, 1e-3, tiny.Scenes(PACE, 1))),
+            extension=(
+                tiny.Tuning(2, 1e-3, tiny.Scenes(PACE, 1)),
+                tiny.Tuning(1, 1e-3, tiny.Scenes(PACE, 1, 1), sigma_min=10.0),
+            ),
+            averaged=(0, 1),
+        ),
+        tiny.Course(base=(), extension=(tiny.Tuning(1, 1e-3, tiny.Scenes(None, 1, 2), clips=2),), seed=20),
+    ),
 )
 
 
@@ -45,7 +52,10 @@ def test_every_stage_is_trained_kept_and_not_done_again(kept, tmp_path, predict)
     base = (kept / "base.safetensors").read_bytes()
     assert not (kept / "extension.safetensors").exists()
     tiny.train(RECIPE)
+    done = (kept / "extension.safetensors").stat().st_mtime_ns
+    tiny.train(RECIPE)
 
+    assert (kept / "extension.safetensors").stat().st_mtime_ns == done
     assert (kept / "base.safetensors").read_bytes() == base
     assert sorted(path.name for path in kept.iterdir()) == sorted(
         f"{stage}.{kind}" for stage in STAGES for kind in ("png", "safetensors")
