@@ -111,9 +111,9 @@ class Recipe(NamedTuple):
         Course(
             base=(Grounding(450, 3e-4, Scenes(None, 640, PLAIN)),),
             extension=(
-                Tuning(400, 3e-4, Scenes(None, 755, PLAIN), sigma_min=3.0, clips=2),
-                Tuning(400, 1.2e-4, Scenes(None, 755, PLAIN), clips=2),
-                Tuning(250, 3.5e-5, Scenes(None, 755, PLAIN), clips=2),
+                Tuning(500, 3e-4, Scenes(None, 755, PLAIN), sigma_min=3.0, clips=2),
+                Tuning(250, 1.2e-4, Scenes(None, 755, PLAIN), clips=2),
+                Tuning(120, 4e-5, Scenes(None, 755, PLAIN), clips=2),
             ),
             seed=30,
         ),
