@@ -289,8 +289,10 @@ def _files(history: dict[str, Any]) -> Iterator[Output]:
     made = history.get("outputs", {})
     for node, results in sorted(made.items(), key=lambda item: (places.get(item[0], len(places)), item[0])):
         for key in FILE_KEYS:
-            for item in results.get(key, []):
-                yield Output(node, item["filename"], item.get("subfolder", ""), item.get("type", "output"))
+            for item in results.get(key) or ():
+                # Any pack may list there what it likes.
+                if isinstance(item, dict) and isinstance(name := item.get("filename"), str):
+                    yield Output(node, name, item.get("subfolder") or "", item.get("type") or "output")
 
 
 def explain_refusal(answer: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from ..types import ExVideoError
 from .client import Client, ClientError, FileGoneError, OnEvent, Output, PromptRefusedError, ServerGoneError, outputs
 from .manifest import ARRIVING, Item, Manifest
 from .progress import Progress, say
-from .workflow import Graph, with_values
+from .workflow import Graph, with_own_runs, with_values
 
 
 class Recipe(NamedTuple):
@@ -65,6 +65,7 @@ class Maker:
         self._begun = False
         picture = {recipe.picture_input: client.upload_image(item.picture)}
         graph = with_values(recipe.graph, recipe.picture_nodes, picture)
+        graph = with_own_runs(graph, item.fingerprint[:16])
         try:
             return self._made(graph, on_event)
         except FileGoneError:

@@ -17,6 +17,7 @@ Schemas = Mapping[str, Mapping[str, Any]]
 
 _NUMBERS = {"INT": int, "FLOAT": float}
 _SWITCH = {"true": True, "false": False}
+_LONG_SAMPLER, _RUN_NAME = "ExVideoLongSampler", "checkpoint_name"
 WIDGET_TYPES = {*_NUMBERS, "STRING", "BOOLEAN", "COMBO"}
 
 
@@ -113,6 +114,16 @@ def with_values(graph: Graph, node_ids: Iterable[str], values: Mapping[str, Any]
     result = copy.deepcopy(graph)
     for node_id in node_ids:
         result[node_id]["inputs"].update(values)
+    return result
+
+
+def with_own_runs(graph: Graph, mark: str) -> Graph:
+    """A copy in which long runs that are kept have a mark in their names: another picture's would be refused there."""
+    result = copy.deepcopy(graph)
+    for node in result.values():
+        name = node["inputs"].get(_RUN_NAME)
+        if node["class_type"] == _LONG_SAMPLER and isinstance(name, str) and name.strip():
+            node["inputs"][_RUN_NAME] = f"{name.strip()} {mark}"
     return result
 
 

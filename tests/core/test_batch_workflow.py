@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from exvideo_core.batch.client import Output, outputs
 from exvideo_core.batch.progress import Progress
-from exvideo_core.batch.workflow import read_workflow, titles, with_texts
+from exvideo_core.batch.workflow import read_workflow, titles, with_own_runs, with_texts
 from exvideo_core.types import ExVideoError
 
 GRAPH = {"1": {"class_type": "Sampler", "inputs": {}, "_meta": {"title": "SVD 1.1"}}}
@@ -72,3 +73,22 @@ def test_progress_is_a_line_for_each_node_and_quarter(capsys):
     quarters = ["", ": 2/8 (25 %)", ": 4/8 (50 %)", ": 6/8 (75 %)", ": 8/8 (100 %)"]
     expected = [f"a.png: {title}{quarter}" for title in ("Sampler", "Decode") for quarter in quarters]
     assert capsys.readouterr().out.splitlines() == [*expected, "a.png: node 3"]
+
+
+def test_long_runs_that_are_kept_are_each_pictures_own():
+    graph = {
+        "1": {"class_type": "ExVideoLongSampler", "inputs": {"checkpoint_name": " mine "}},
+        "2": {"class_type": "ExVideoLongSampler", "inputs": {"checkpoint_name": " "}},
+        "3": {"class_type": "ExVideoLongSampler", "inputs": {"checkpoint_name": ["9", 0]}},
+        "4": {"class_type": "Another", "inputs": {"checkpoint_name": "mine"}},
+        "5": {"class_type": "ExVideoLongSampler", "inputs": {}},
+    }
+    named = [node["inputs"].get("checkpoint_name") for node in with_own_runs(graph, "0a1b").values()]
+    assert named == ["mine 0a1b", " ", ["9", 0], "mine", None]
+    assert graph["1"]["inputs"]["checkpoint_name"] == " mine "
+
+
+def test_what_other_packs_list_in_the_place_of_files_is_passed_over():
+    saved = {"filename": "a.mp4", "subfolder": None}
+    made = {"1": {"video": ["b.mp4", "videos"], "gifs": None}, "2": {"images": [{"url": "x"}, {"filename": 1}, saved]}}
+    assert outputs({"outputs": made}) == [Output("2", "a.mp4", "", "output")]

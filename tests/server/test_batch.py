@@ -21,9 +21,10 @@ from exvideo_core.batch.manifest import MANIFEST, Item
 from exvideo_core.batch.work import Maker, Recipe
 from exvideo_core.lock import locked
 
+TINY = {"ckpt_name": "exvideo_tiny_svd.safetensors", "exvideo_name": "exvideo_tiny_128f.safetensors"}
 SETTINGS = {
-    "ExVideoCheckpointLoader.ckpt_name": "exvideo_tiny_svd.safetensors",
-    "Load SVD + ExVideo.exvideo_name": "exvideo_tiny_128f.safetensors",
+    "ExVideoCheckpointLoader.ckpt_name": TINY["ckpt_name"],
+    "Load SVD + ExVideo.exvideo_name": TINY["exvideo_name"],
     "ExVideoConditioning.width": 64,
     "ExVideoConditioning.height": 64,
     "3.num_frames": 2,
@@ -330,3 +331,24 @@ def test_a_queue_loses_nothing_and_keeps_its_order(server, client, image_to_vide
     assert found.queued == found.ended
     assert len(set(found.files) - {""}) == len(found.resident) == 8
     assert min(found.resident) > 100
+
+
+def test_pictures_through_the_workflow_of_long_videos(server, tmp_path, capsys):
+    """Which keeps its run under one name: each picture needs its own, and to change a setting is a new run."""
+    pictures = [draw(tmp_path / "long" / f"{number}.png", (9, 80, number)) for number in range(2)]
+    sampler = {"total_frames": 5, "segment_frames": 4, "overlap": 1, "width": 64, "height": 64, "steps": 1}
+    loader = {f"ExVideoCheckpointLoader.{key}": value for key, value in TINY.items()}
+    workflow = f"--workflow={ROOT / 'workflows' / 'api' / 'long_video.json'}"
+
+    def made(seed):
+        chosen = {**loader, **{f"ExVideoLongSampler.{key}": value for key, value in {**sampler, "seed": seed}.items()}}
+        settings = [f"--set={name}={value}" for name, value in chosen.items()]
+        common = [workflow, f"--output={tmp_path / 'made'}", f"--server={server.url}"]
+        return main([*common, *settings, *map(str, pictures)])
+
+    assert made(0) == 0
+    assert "2 done, 0 failed" in capsys.readouterr().out
+    assert [frames(tmp_path / "made" / f"{number}.mp4") for number in range(2)] == [5, 5]
+    assert made(1) == 0
+    runs = [path.name for path in (server.base / "output" / "exvideo" / "runs").glob("my_long_video *")]
+    assert len(set(runs)) == 4
