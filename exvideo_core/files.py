@@ -110,7 +110,9 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def checksum(tensor: torch.Tensor) -> str:
     """A text that differs between tensors of other values, from every one of them."""
-    return hashlib.sha256(tensor.detach().contiguous().cpu().numpy().tobytes()).hexdigest()
+    # As bytes, for numpy knows no bfloat16; and without a copy of them, for it may be a whole video.
+    values = tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data
+    return hashlib.sha256(values).hexdigest()
 
 
 @contextmanager

@@ -170,7 +170,10 @@ def first_latents(vae: Any, video: torch.Tensor | None, shape: ClipShape) -> tor
     """What sampling starts from, [T, 4, H/8, W/8]: a video's latents, or zeros for noise alone."""
     if video is None:
         return torch.zeros(shape.latent)
-    return host.encode_frames(vae, conditioning.fit(conditioning.rgb(video[: shape.frames]), shape))
+    # Frame by frame, for all of a long video would not fit into memory once more.
+    return host.encode_frames(
+        vae, video[: shape.frames], lambda frame: conditioning.fit(conditioning.rgb(frame), shape)
+    )
 
 
 def condition(

@@ -64,15 +64,20 @@ def encode(vae: Any, frames: torch.Tensor) -> torch.Tensor:
     return latents
 
 
-def encode_frames(vae: Any, frames: torch.Tensor) -> torch.Tensor:
+def encode_frames(
+    vae: Any, frames: torch.Tensor, prepare: Callable[[torch.Tensor], torch.Tensor] = lambda frame: frame
+) -> torch.Tensor:
     """Latents of frames [T, H, W, 3], encoded one at a time, so that it can be seen and interrupted.
 
     Of several the host would take as many together as memory has room for, and the last digits would depend on that.
+
+    Args:
+        prepare: makes what is encoded of each, [1, H, W, 3].
     """
     update = progress()
     latents: list[torch.Tensor] = []
     for number in range(len(frames)):
-        latents.append(encode(vae, frames[number : number + 1]))
+        latents.append(encode(vae, prepare(frames[number : number + 1])))
         update(number + 1, len(frames))
     return torch.cat(latents)
 

@@ -1,5 +1,6 @@
 """Names that one of many writers takes, and files that are there whole or not at all."""
 
+import hashlib
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from exvideo_core.files import claimed, save_tensors, whole_or_nothing
+from exvideo_core.files import checksum, claimed, save_tensors, whole_or_nothing
 from exvideo_core.types import ExVideoError
 
 ROOT = Path(__file__).parents[2]
@@ -195,3 +196,12 @@ def test_tensors_may_be_read_by_whoever_may_read_other_files(tmp_path):
     (tmp_path / "other").touch()
     save_tensors(tmp_path / "new" / "some.safetensors", {"a": torch.ones(2)}, {})
     assert (tmp_path / "new" / "some.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_checksum_is_of_the_bytes_of_any_numbers():
+    values = torch.arange(24.0).reshape(2, 3, 4)
+    assert checksum(values) == hashlib.sha256(values.numpy().tobytes()).hexdigest()
+    assert checksum(values.mT) == hashlib.sha256(values.mT.numpy().tobytes()).hexdigest()
+    assert checksum(values.bfloat16()) == checksum(values.bfloat16().view(torch.int16)) != checksum(values)
+    for small in (torch.tensor(1.0), torch.zeros(0, 3)):
+        assert checksum(small) == hashlib.sha256(small.numpy().tobytes()).hexdigest()

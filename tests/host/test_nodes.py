@@ -5,10 +5,10 @@ import sys
 
 import pytest
 import torch
-from exvideo_pack.exvideo_core import host
+from exvideo_pack.exvideo_core import conditioning, host
 from exvideo_pack.exvideo_core.host import decoder
 from exvideo_pack.exvideo_core.pinning import FADE
-from exvideo_pack.exvideo_core.types import ExVideoError
+from exvideo_pack.exvideo_core.types import ClipShape, ExVideoError
 
 # Where the host has frame interpolation models.
 MODEL = ["model"] if host.interpolation_socket() else []
@@ -153,6 +153,19 @@ def test_conditioning_from_a_video(loaded, run, picture):
     torch.testing.assert_close(latent["samples"], vae.encode(video[:10]), rtol=1e-4, atol=1e-4)
     with pytest.raises(ExVideoError, match="11 frames, but the video is to have 12"):
         run("ExVideoConditioning", **inputs, num_frames=12, init_video=video)
+
+
+def test_a_video_is_resized_a_frame_at_a_time(loaded, run, picture, monkeypatch):
+    """All of a long one, at the new size, would not fit into memory."""
+    resized, theirs = [], conditioning.fit
+    monkeypatch.setattr(conditioning, "fit", lambda images, shape: resized.append(len(images)) or theirs(images, shape))
+    _, clip_vision, vae = loaded
+    inputs = {"clip_vision": clip_vision, "vae": vae, "init_image": picture, "width": 64, "height": 64}
+    video = torch.rand(5, 40, 32, 4)
+    _, _, latent, _ = run("ExVideoConditioning", **inputs, num_frames=5, init_video=video)
+    assert set(resized) == {1}
+    expected = vae.encode(theirs(video[..., :3], ClipShape(5, 64, 64)))
+    torch.testing.assert_close(latent["samples"], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(1, 33, 50, 4), (1, 33, 50, 1), (2, 33, 50, 3)])
