@@ -191,7 +191,8 @@ def draws(total: int, pinned: Sequence[int], fade: int) -> list[Draw]:
 
 def window_size(total: int, length: int, overlap: int, loop: bool = False) -> tuple[int, int]:
     """Length and overlap of the windows of a clip. In a loop they are at most three quarters of it, so that each end
-    of one lies within another: a window that held the whole circle would leave it open.
+    of one lies within another: a window that held the whole circle would leave it open. Such windows share at most half
+    of their frames, for with more a short loop would take many times the work of a long one.
 
     Args:
         total, length, overlap, loop: as of `drifting_windows`.
@@ -201,7 +202,9 @@ def window_size(total: int, length: int, overlap: int, loop: bool = False) -> tu
     """
     overlapped_windows(total, length, overlap)  # checks the numbers
     if loop:
-        length = min(length, max(total * 3 // 4, 1))
+        shortened = min(length, max(total * 3 // 4, 1))
+        if shortened < length:
+            length, overlap = shortened, min(overlap, shortened // 2)
     return length, min(overlap, length - 1)
 
 

@@ -10,6 +10,7 @@ from exvideo_core.plan import (
     overlapped_windows,
     window_positions,
     window_rows,
+    window_size,
     window_weights,
 )
 from exvideo_core.types import ExVideoError
@@ -146,3 +147,17 @@ def test_smooth_weights_of_neighbours_add_up():
 def test_windows_beyond_the_table_take_its_last_rows(frames, total, loop, rows):
     """The first rows are for the beginning of a clip, the picture, which a window farther on or of a loop is not."""
     assert window_rows(frames, total, 16, loop=loop) == rows
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 16, 20, 24, 32, 42, 64, 170, 400])
+def test_a_short_loop_takes_little_more_work_than_its_length(total):
+    length, overlap = window_size(total, 128, 16, loop=True)
+    assert 0 <= overlap < length <= max(total * 3 // 4, 1)
+    windows = drifting_windows(total, length, overlap, 3, loop=True)
+    assert sum(map(len, windows)) <= 3 * total
+
+
+def test_windows_of_a_loop_that_it_does_not_shorten_share_what_they_are_asked_to():
+    assert window_size(300, 128, 100, loop=True) == (128, 100)
+    assert window_size(100, 128, 100, loop=True) == (75, 37)
+    assert window_size(20, 128, 16) == (128, 16)
