@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from .plan import Segment
+from .types import ExVideoError
 
 
 class SampleSegment(Protocol):
@@ -70,6 +71,9 @@ def sample_chain(
 
     Returns:
         float32 [T, 4, h, w] in main memory.
+
+    Raises:
+        ExVideoError: a segment whose numbers are not finite.
     """
     store = KeepNothing() if store is None else store
     clip = start.detach().to("cpu", torch.float32, copy=True)
@@ -79,6 +83,13 @@ def sample_chain(
         if made is None:
             picture = first_frame(clip[: segment.new.start], segment.frames.start) if segment.pinned else None
             made = sample(segment, picture, clip[slice(*segment.frames)].clone())[segment.pinned :].to(clip)
+            # All segments after it would begin with these, and a run that kept them could not be gone on with.
+            if not made.isfinite().all():
+                raise ExVideoError(
+                    f"Segment {segment.number + 1} of {len(segments)} came out as numbers that are not finite (NaN): "
+                    "lower the guidance and the strengths of extension and LoRAs, or start ComfyUI with --fp32-unet. "
+                    "Segments before it are kept if there is a checkpoint_name."
+                )
             if match and segment.pinned:
                 made = _matched(made, clip[slice(*segments[0].frames)])
             store.save(segment, made)

@@ -100,8 +100,10 @@ class RunStore:
         return None if found is None else (steps.index(found[1]["step"]), found[0])
 
     def save_step(self, step: int, latents: torch.Tensor) -> None:
-        """Keep the noised latents at the beginning of a step, in the place of the step before."""
-        self._save(STEP, latents, {"step": self._text_of(step)})
+        """Keep the noised latents at the beginning of a step, in the place of the step before; but none that are not
+        finite, from which nothing can be gone on with."""
+        if latents.isfinite().all():
+            self._save(STEP, latents, {"step": self._text_of(step)})
 
     def _text_of(self, step: int) -> str:
         return f"{step} of {self._steps}"
@@ -142,6 +144,8 @@ class RunStore:
         shape = self._shape._replace(frames=frames)
         if tuple(latents.shape) != shape:
             return f"is of another shape ({list(latents.shape)}, and should be {list(shape)})"
+        if not latents.isfinite().all():
+            return "holds numbers that are not finite (NaN)"
         return ""
 
     def _save(self, name: str, latents: torch.Tensor, texts: Mapping[str, str]) -> None:

@@ -167,7 +167,7 @@ class ExVideoLongSampler(io.ComfyNode):
         host.require_svd(model)
         shape = ClipShape.of_pixels(total_frames, height, width)
         reach = host.extension_length(model)
-        _check(model, reach, mode, loop, total_frames, segment_frames, token_from)
+        _check(model, reach, mode, loop, total_frames, segment_frames, token_from, bool(checkpoint_name.strip()))
         check_video(init_video, "total_frames", total_frames)
         image = conditioning.first_image(init_image)
         if image.shape[1] < shape.height or image.shape[2] < shape.width:
@@ -206,7 +206,9 @@ class ExVideoLongSampler(io.ComfyNode):
         return io.NodeOutput({"samples": sampling.post_process(samples, normalize, contrast)}, float(fps))
 
 
-def _check(model: Any, reach: int | None, mode: str, loop: bool, total: int, length: int, token_from: str) -> None:
+def _check(
+    model: Any, reach: int | None, mode: str, loop: bool, total: int, length: int, token_from: str, kept: bool
+) -> None:
     """What can be refused before any work."""
     if mode not in MODES:
         raise ExVideoError(f"There is no mode {mode}: choose {' or '.join(MODES)}.")
@@ -224,6 +226,11 @@ def _check(model: Any, reach: int | None, mode: str, loop: bool, total: int, len
         raise ExVideoError(
             "EasyCache skips single passes, and would mix up the windows of the clip: connect LazyCache in its place, "
             "which skips whole steps, or set mode to chain."
+        )
+    if mode == "windows" and kept and host.skips_steps(model):
+        raise ExVideoError(
+            "EasyCache and LazyCache skip steps by those before, which a run that is gone on with no longer knows, so "
+            "it would become another video: take the cache away, leave checkpoint_name empty, or set mode to chain."
         )
     frames = min(length, total)
     if reach is not None and frames > reach:

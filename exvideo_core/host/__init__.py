@@ -3,7 +3,7 @@
 from .checkpoint import load_svd
 from .decoder import frame_decoder
 from .diagnosis import add_folders_as_at_start, diagnose
-from .drifting import extension_length, has_easy_cache, with_drifting_windows
+from .drifting import extension_length, has_easy_cache, skips_steps, with_drifting_windows
 from .files import (
     MODEL_FOLDER,
     Destination,
@@ -66,6 +66,7 @@ __all__ = [
     "sample_euler",
     "sampling_progress",
     "save_latents",
+    "skips_steps",
     "trainable",
     "with_drifting_windows",
 ]

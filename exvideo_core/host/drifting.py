@@ -80,6 +80,11 @@ def has_easy_cache(model: Any) -> bool:
     return "easycache" in model.wrappers.get(WrappersMP.CALC_COND_BATCH, {})
 
 
+def skips_steps(model: Any) -> bool:
+    """Whether a cache of the host is on a MODEL that skips steps by what those before came to."""
+    return has_easy_cache(model) or "lazycache" in model.wrappers.get(WrappersMP.PREDICT_NOISE, {})
+
+
 def extension_length(model: Any) -> int | None:
     """Frames that an extended MODEL reaches; None without an extension."""
     parts: Sequence[Any] = model.get_nested_additional_models()

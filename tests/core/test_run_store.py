@@ -207,3 +207,17 @@ def test_a_folder_with_hidden_files_alone_is_empty(tmp_path):
     """As a system's own, which it puts into every folder that it shows."""
     (tmp_path / ".DS_Store").touch()
     assert there(store(finished(tmp_path))) == [0, 1, 2]
+
+
+def test_what_is_not_finite_is_made_again(tmp_path, caplog):
+    """An earlier version kept it."""
+    run = store(finished(tmp_path))
+    nothing = torch.full(SHAPE._replace(frames=SEGMENTS[1].new.frames), torch.nan)
+    run.save(SEGMENTS[1], nothing)
+    assert there(run) == [0, 2]
+    assert "segment_00001.latents, for it holds numbers that are not finite (NaN)" in caplog.text
+    run.save_step(STEPS - 2, latents(SHAPE, 7))
+    run.save_step(STEPS - 1, torch.full(SHAPE, torch.inf))
+    step, begun = run.load_step()
+    assert step == STEPS - 2
+    assert torch.equal(begun, latents(SHAPE, 7))

@@ -5,6 +5,7 @@ import torch
 from exvideo_pack.exvideo_core.tiny import write_tiny_model
 
 from dev.inside import node_runner, pack_nodes
+from tests.host.long_runs import SHORT, StoppedError
 
 
 @pytest.fixture(autouse=True)
@@ -206,3 +207,51 @@ def condition(loaded, run):
         return {"positive": positive, "negative": negative, "latent": latent}
 
     return call
+
+
+@pytest.fixture
+def picture():
+    return torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def watched(loaded, extension):
+    """The extended model, which counts its passes and may be told to stop in one, or to spoil one."""
+    from comfy.patcher_extension import WrappersMP
+    from exvideo_pack.exvideo_core import host
+
+    model = host.apply_extension(loaded[0], extension)
+    counted = {"passes": 0, "stop": None, "spoil": None}
+
+    def watch(executor, *args, **kwargs):
+        counted["passes"] += 1
+        if counted["passes"] == counted["stop"]:
+            raise StoppedError
+        made = executor(*args, **kwargs)
+        return made * torch.nan if counted["passes"] == counted["spoil"] else made
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "watch", watch)
+    return model, counted
+
+
+@pytest.fixture
+def long(run, loaded, watched, picture):
+    """ExVideo Long Sampler with few frames and steps where nothing else is given: its latents."""
+
+    def call(**inputs):
+        _, clip_vision, vae = loaded
+        given = {"model": watched[0], "clip_vision": clip_vision, "vae": vae, "init_image": picture, **SHORT}
+        samples, fps = run("ExVideoLongSampler", **{**given, **inputs})
+        assert fps == inputs.get("fps", 30)
+        return samples["samples"]
+
+    return call
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """The output folder, for this test alone."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    return tmp_path / "exvideo" / "runs"
