@@ -77,6 +77,8 @@ REPLACED: Mapping[str, str] = {
 _MAPPED_FILES_STAY = os.name == "nt"
 """Whether the system replaces no file that is mapped into memory. Post-tuning replaces its extension, also while it
 starts from it, or a graph holds it."""
+_GRAPH = ("prompt", "workflow")
+"""Where the host keeps in a file the graph that made it."""
 _ADVICE = "Download model.fp16.safetensors of ECNU-CILab/ExVideo-SVD-128f-v1 again, or choose another file."
 
 
@@ -217,7 +219,8 @@ def write_extension(
         extension: what to write.
         path: of the file, .safetensors.
         dtype: the release is in float16.
-        metadata: texts to store beside `extension.metadata`, the number of frames, the base and today's date.
+        metadata: texts to store beside `extension.metadata`, the number of frames, the base and today's date. The graph
+            that made another file is left out.
 
     Raises:
         ExVideoError: numbers that are not finite or do not fit `dtype`, or a file that cannot be written.
@@ -229,7 +232,7 @@ def write_extension(
     texts = {
         "format": "pt",
         "base": f"Stable Video Diffusion, {channels} channels",
-        **extension.metadata,
+        **{key: text for key, text in extension.metadata.items() if key not in _GRAPH},
         "frames": str(extension.num_frames),
         "date": datetime.date.today().isoformat(),
         **(metadata or {}),
