@@ -125,6 +125,19 @@ def training_memory(model: Any, extension: Extension, latent: LatentShape, sprea
     return one_map, max(int(free), 0)
 
 
+def require_trainable(model: Any) -> None:
+    """Raise ExVideoError if a MODEL's weights are quantised: what lies beside them, scales, say, has no gradient, and
+    would be taken for that of the parameters in their place."""
+    for module in model.model.diffusion_model.modules():
+        kinds = {type(parameter) for parameter in module._parameters.values() if parameter is not None}
+        if getattr(module, "scale_weight", None) is not None or kinds - {torch.Tensor, nn.Parameter}:
+            raise ExVideoError(
+                "Post-tuning trains a model whose weights are plain numbers, and those of the connected one are "
+                "quantised (scaled float8 or GGUF, say): load the checkpoint as it was released, such as "
+                "svd_xt.safetensors."
+            )
+
+
 @contextmanager
 def trainable(model: Any, extension: Extension, budget: int | None) -> Iterator[tuple[Denoiser, dict[str, Any]]]:
     """An SVD model that computes with an extension's tensors as parameters; as it was before when this ends.
@@ -142,6 +155,7 @@ def trainable(model: Any, extension: Extension, budget: int | None) -> Iterator[
             cannot keep on its device.
     """
     require_svd(model)
+    require_trainable(model)
     model = _resident(model)
     device, unet = model.load_device, model.model.diffusion_model
     with torch.inference_mode(False), torch.enable_grad():

@@ -9,8 +9,10 @@ import pytest
 import torch
 from exvideo_pack.exvideo_core import host
 from exvideo_pack.exvideo_core.extension import Extension, new_extension
+from exvideo_pack.exvideo_core.post_tuning.recipe import Recipe
 from exvideo_pack.exvideo_core.svd import UNET_PREFIX
 from exvideo_pack.exvideo_core.tiny import CHECKPOINT, LAYOUT
+from exvideo_pack.exvideo_core.types import ExVideoError
 
 FLOAT8 = torch.float8_e4m3fn
 
@@ -107,3 +109,16 @@ def test_a_new_extension_of_float8_weights_is_in_half_precision(load):
     assert stored[key].dtype == FLOAT8
     assert read(key).dtype == torch.float16
     assert torch.equal(read(key).float(), stored[key].float())
+
+
+def test_a_model_of_scaled_weights_is_not_trained(scaled, loaded, extension, tmp_path):
+    """Its scales would be taken for the parameters' own, and what was learned would be wrong without a word."""
+    _, clip_vision, vae = loaded
+    told = r"those of the connected one are quantised .* svd_xt\.safetensors"
+    with pytest.raises(ExVideoError, match=told):
+        host.post_tune(
+            scaled, extension, clip_vision, vae, tmp_path / "videos", (64, 64), Recipe(1), tmp_path / "run", 4
+        )
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ExVideoError, match=told), host.trainable(scaled, extension, None):
+        pass
