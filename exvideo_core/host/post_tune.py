@@ -22,7 +22,7 @@ from ..post_tuning.training import EXTENSION, Progress, Training, check_start
 from ..types import ClipShape, ExVideoError
 from .files import CACHE
 from .identity import model_identity
-from .learning import Encoder, computes_in_half, latent_scale, trainable, training_memory
+from .learning import Encoder, computes_in_half, latent_scale, require_trainable, trainable, training_memory
 from .patch import require_fit, require_svd, without_extension
 
 CURVE = "losses.png"
@@ -86,6 +86,7 @@ def post_tune(
     encoder = Encoder(clip_vision, vae)
     # Before hours of encoding, and before a folder is made.
     require_fit(model, extension)
+    require_trainable(model)
     encoder.require_fit(model)
     video_files(videos)
     engine = engine or Engine()
@@ -103,13 +104,27 @@ def post_tune(
         sharing = engine.processes if engine.spread else 1
         budget = training_budget(memory, *training_memory(model, extension, shape.latent, sharing))
         # Before anything is changed; an extension that is applied takes no part.
-        base = model_identity(without_extension(model))
+        plain = without_extension(model)
+        base = model_identity(plain)
+        _tell_of_patches(plain, extension)
         with trainable(model, extension, budget) as (denoise, parameters):
             engine.in_half = computes_in_half(model)
             training = Training(denoise, parameters, extension, clips, recipe, folder, engine, base)
             if training.load():
                 log.info("ExVideo post-tuning goes on at step %d.", training.progress.step)
             return _run(training, engine, folder, on_step, must_keep)
+
+
+def _tell_of_patches(model: Any, extension: Extension) -> None:
+    """LoRAs count as far as they change what stays as it is."""
+    trained = {f"diffusion_model.{name}" for name, _ in extension.replaced_weights()}
+    for key in trained & model.patches.keys():
+        if any(added != 0 and kept == 1 for added, _, kept, *_ in model.patches[key]):
+            log.warning(
+                "ExVideo post-tuning leaves out what a LoRA changes in the layers over time, which are trained. Used "
+                "with that LoRA, the extension has it on top: take it away, or expect more of its motion."
+            )
+            break
 
 
 def _run(
@@ -124,6 +139,7 @@ def _run(
         if ended or not engine.spread:
             result = training.extension()
             if training.progress.step and training.whole and not engine.rank:
+                training.set_aside()
                 _keep(result, training.progress.losses, folder, must_keep and ended)
     return result, training.progress.losses
 

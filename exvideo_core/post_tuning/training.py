@@ -31,6 +31,7 @@ _WORDS = {
     "start": "the extension to start from",
     "base": "the base",
     "processes": "the number of processes",
+    "length": "the length of its extension",
 }
 """Settings by other names than the person gave them."""
 
@@ -102,7 +103,7 @@ class Training:
         self._average = {key: parameter.detach().cpu().clone() for key, parameter in parameters.items()}
         self._denoise, self._parameters = self._engine.prepare(denoise, parameters, recipe)
         self._begun_from = fingerprint(start.tensors)
-        self._over_another = False
+        self._over_another = self._from_before = False
         self.progress, self.whole = Progress(), True
 
     def run(self, on_step: Callable[[Progress], None] = lambda progress: None) -> Extension:
@@ -213,28 +214,59 @@ class Training:
         texts = {"step": str(self.progress.step), "losses": json.dumps(self.progress.losses)}
         texts |= {"taken": str(self._engine.taken()), "scaler": json.dumps(self._engine.scaling())}
         texts |= {"recipe": json.dumps(self._settings())}
-        if self._over_another:
-            self._set_aside()
+        self.set_aside()
         save_tensors(self._folder / STATE, tensors, texts)
 
     def load(self) -> bool:
         """Go on from the state in the folder, where there is one of the same settings; says whether there was.
 
-        One of other settings gets another name when there is something of this run to take its place.
+        That may be the one that another run has set aside. What is of other settings gets another name when there is
+        something of this run to take its place.
+
+        Raises:
+            ExVideoError: a state that cannot be read, or processes that do not find the same one.
         """
-        if self._folder is None or not (self._folder / STATE).exists():
+        if self._folder is None:
             return False
-        with open_tensors(self._folder / STATE, "Remove it to begin anew.") as (file, shapes):
+        other = self._take_up()
+        # The first keeps the run for all; others with a disk of their own would train something else beside it.
+        if self._engine.mean(float(self.progress.step)) != self.progress.step:
+            raise ExVideoError(
+                "The processes of this post-tuning find different runs to go on with: give all of them the same "
+                "--output and --videos, on a disk that all can see."
+            )
+        if other is None:
+            return True
+        if other or (self._folder / EXTENSION).is_file():
+            self._begin_over(other)
+        return False
+
+    def _take_up(self) -> list[str] | None:
+        """Go on from a state of the same settings; else what it is that differs, where there is one at all."""
+        assert self._folder is not None
+        state, before = self._folder / STATE, _before(self._folder / STATE)
+        other: list[str] = []
+        if state.exists() and not (other := self._read(state)):
+            return None
+        with suppress(ExVideoError):  # nobody asked for that one
+            if before.exists() and not self._read(before):
+                self._over_another = self._from_before = True
+                return None
+        return other
+
+    def _read(self, path: Path) -> list[str]:
+        """Go on from a state, unless it is of other settings: which these are."""
+        with open_tensors(path, "Remove it to begin anew.") as (file, shapes):
             texts = file.metadata() or {}
             if "recipe" not in texts:
-                raise ExVideoError(f"{self._folder / STATE} is no state of a post-tuning: remove it to begin anew.")
-            same = all(shapes.get(f"parameter.{key}") == p.shape for key, p in self._parameters.items())
+                raise ExVideoError(f"{path} is no state of a post-tuning: remove it to begin anew.")
             settings = self._settings()
             # What a state of an older version does not know, it does not deny.
             other = [name for name, was in json.loads(texts["recipe"]).items() if settings.get(name) != was]
-            if other or not same:
-                self._begin_over(other)
-                return False
+            if not all(shapes.get(f"parameter.{key}") == p.shape for key, p in self._parameters.items()):
+                other.append("length")
+            if other:
+                return other
             step = int(texts["step"])
             for key, parameter in self._parameters.items():
                 there = [name for name in MOMENTS if f"{name}.{key}" in shapes]
@@ -244,27 +276,40 @@ class Training:
                 self._average[key].copy_(file.get_tensor(f"average.{key}"))
             self._engine.scale_as(json.loads(texts["scaler"]))
             self.progress = Progress(step, json.loads(texts["losses"]))
-        return True
+        return []
 
     def _begin_over(self, other: list[str]) -> None:
+        assert self._folder is not None
         self._over_another = True
         if not self._engine.rank:
-            differs = ", ".join(_WORDS.get(name, name) for name in other) or "the length of its extension"
-            kept = " and ".join(_before(Path(name)).name for name in (STATE, EXTENSION))
+            differs = ", ".join(_WORDS.get(name, name) for name in other)
+            paths = [self._folder / name for name in (STATE, EXTENSION)]
             log.warning(
-                "ExVideo post-tuning begins anew: the run in %s is of other settings: %s. It will stay there as %s.",
+                "ExVideo post-tuning begins anew: the run in %s %s. It will stay there as %s%s.",
                 self._folder,
-                differs,
-                kept,
+                f"is of other settings: {differs}" if other else f"has no {STATE} to go on from",
+                " and ".join(_before(path).name for path in paths),
+                ", in the place of the one before it" if any(_before(path).exists() for path in paths) else "",
             )
 
-    def _set_aside(self) -> None:
-        """Give another name to what another run left in the folder. Of one run only: a state is large."""
-        assert self._folder is not None
+    def set_aside(self) -> None:
+        """Give another name to what another run left in the folder, before anything of this one takes its place.
+
+        Of one run only, for a state is large: where this run was the one set aside, the two change their names.
+        """
+        if self._folder is None or not self._over_another:
+            return
         for path in (self._folder / STATE, self._folder / EXTENSION):
+            before, between = _before(path), path.with_name(f".{path.name}.part")
             with suppress(OSError):  # none, or in use: then it is replaced as a whole
-                path.replace(_before(path))
-        self._over_another = False
+                path.replace(between if self._from_before else before)
+            if self._from_before:
+                # Never is this run's own without a name that it is found by.
+                with suppress(OSError):
+                    before.replace(path)
+                with suppress(OSError):
+                    between.replace(before)
+        self._over_another = self._from_before = False
 
     def _settings(self) -> dict[str, Any]:
         """What must be the same for a run to go on: all but how long it is and how often it is kept."""

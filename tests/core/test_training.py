@@ -77,8 +77,10 @@ def stopped(folder, at, **options):
         if progress.step == at:
             raise KeyboardInterrupt
 
+    begun = training(folder, **options)
+    begun.load()
     with pytest.raises(KeyboardInterrupt):
-        training(folder, **options).run(stop)
+        begun.run(stop)
 
 
 @pytest.mark.parametrize("at", [1, 3, 6])
@@ -205,6 +207,63 @@ def test_a_run_of_other_settings_is_told_and_kept_when_another_takes_its_place(t
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "extension.before.safetensors", "training.before.state", STATE,
     ]  # fmt: skip
+
+
+def test_a_run_that_was_set_aside_is_gone_on_with_when_its_settings_come_back(tmp_path, caplog):
+    """As after a mistake that was noticed late; the two change places, and neither is lost."""
+    stopped(tmp_path, 6, base="one")
+    names = [tmp_path / name for name in (STATE, EXTENSION)]
+    before = [tmp_path / name for name in ("training.before.state", "extension.before.safetensors")]
+    names[1].write_bytes(b"of the first run")
+    stopped(tmp_path, 3, base="other")
+    names[1].write_bytes(b"of the second run")
+    second = names[0].read_bytes()
+    caplog.clear()
+
+    first = training(tmp_path, base="one")
+    assert first.load()
+    assert (first.progress.step, caplog.text) == (6, "")
+    assert names[0].read_bytes() == second  # nothing is moved until there is something to keep
+    first.run()
+    assert [path.read_bytes() for path in (before[0], names[1], before[1])] == [
+        second, b"of the first run", b"of the second run",
+    ]  # fmt: skip
+    assert sorted(tmp_path.iterdir()) == sorted(names + before)
+    expected = training(tmp_path / "elsewhere", base="one")
+    for key, tensor in expected.run().tensors.items():
+        assert torch.equal(first.extension().tensors[key], tensor)
+    assert training(tmp_path, base="other").load()
+
+
+def test_a_run_in_the_place_of_one_set_aside_is_told(tmp_path, caplog):
+    for base in ("one", "two"):
+        stopped(tmp_path, 3, base=base)
+    assert "in the place of the one before it" not in caplog.text
+    assert not training(tmp_path, base="three").load()
+    assert "extension.before.safetensors, in the place of the one before it." in caplog.text
+
+
+def test_an_extension_without_a_state_is_not_written_over(tmp_path, caplog):
+    """Whoever removes a state, which is large, or damaged, means to keep what was learned."""
+    (tmp_path / EXTENSION).write_bytes(b"of a run that is over")
+    other = training(tmp_path)
+    assert not other.load()
+    assert f"the run in {tmp_path} has no training.state to go on from. It will stay there as" in caplog.text
+    other.set_aside()
+    assert (tmp_path / "extension.before.safetensors").read_bytes() == b"of a run that is over"
+    assert not (tmp_path / EXTENSION).exists()
+
+
+def test_processes_that_find_other_runs_are_told(tmp_path):
+    """Each on a disk of its own, of which the first alone has the state."""
+
+    class OneOfTwo(Engine):
+        def mean(self, value):
+            return value / 2
+
+    stopped(tmp_path, 3, engine=OneOfTwo())
+    with pytest.raises(ExVideoError, match="find different runs to go on with: give all of them the same --output"):
+        training(tmp_path, engine=OneOfTwo()).load()
 
 
 def test_a_state_of_an_older_version_is_gone_on_with(tmp_path):

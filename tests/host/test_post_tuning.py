@@ -168,7 +168,8 @@ def test_another_base_is_another_run(tune, loaded, extension):
     count, others = steps(other)
     assert count == 2
     assert others != losses
-    assert steps(loaded[0]) == (2, losses)
+    assert steps(loaded[0]) == (0, losses)  # its run was set aside meanwhile
+    assert tune(2, "elsewhere")[1] == losses
 
 
 def test_a_gradient_that_is_no_number_stops(tune, monkeypatch):
@@ -287,6 +288,25 @@ def test_lengths_from_one_frame_to_more_than_the_extension_has(tune, loaded, cap
 def test_clips_that_are_longer_than_all_videos_are_told(tune):
     with pytest.raises(ExVideoError, match="None of the 2 files"):
         tune(1, frames=500)
+
+
+def test_a_loras_part_in_what_is_trained_is_told(tune, loaded, caplog):
+    """All the rest of it counts."""
+    told = "leaves out what a LoRA changes in the layers over time"
+    for part, expected in (("transformer_blocks", False), ("time_stack", True)):
+        name, model = f"diffusion_model.input_blocks.1.1.{part}.0.attn1.to_q.weight", loaded[0].clone()
+        assert model.add_patches({name: ("diff", (torch.ones(model.model.state_dict()[name].shape),))}, 0.1)
+        tune(1, part, model=model)
+        assert (told in caplog.text) == expected
+
+
+def test_an_extension_that_is_all_that_is_left_of_a_run_is_kept(tune, tmp_path):
+    tune(3)
+    learned = (tmp_path / "run" / training.EXTENSION).read_bytes()
+    (tmp_path / "run" / training.STATE).unlink()
+    tune(1, seed=3)
+    assert (tmp_path / "run" / "extension.before.safetensors").read_bytes() == learned
+    assert (tmp_path / "run" / training.EXTENSION).read_bytes() != learned
 
 
 def test_an_extension_of_another_width_is_refused_before_any_video_is_encoded(tune, loaded, tmp_path):
