@@ -51,16 +51,22 @@ def _dated(prefix: str) -> str:
 
 
 def _with_inputs(prefix: str, prompt: Mapping[str, Any]) -> str:
-    def value(pattern: re.Match[str]) -> str:
-        node, name = pattern.groups()
+    def value(node: str, name: str) -> str | None:
         for entry in prompt.values():
             if node in (entry.get("class_type"), (entry.get("_meta") or {}).get("title")):
                 found = entry.get("inputs", {}).get(name)
                 if isinstance(found, (str, int, float)):
                     return _NOT_IN_NAMES.sub("_", str(found))
-        return pattern[0]
+        return None
 
-    return _INPUT.sub(value, prefix)
+    filled, done = "", 0
+    while pattern := _INPUT.search(prefix, done):
+        found = value(*pattern.groups())
+        # What closes a pattern that is none of these may open one: %year%_v1.5_%ExVideoSampler.seed%.
+        end = pattern.end() if found is not None else pattern.end() - 1
+        filled += prefix[done : pattern.start()] + (prefix[pattern.start() : end] if found is None else found)
+        done = end
+    return filled + prefix[done:]
 
 
 def _checked(prefix: str) -> str:

@@ -18,6 +18,8 @@ PROMPT = {
         ("video/%ExVideoSampler.seed%", "video/7"),
         ("%Picture.image%, %LoadImage.image%", "a_b_ c.png, a_b_ c.png"),
         ("%ExVideoSampler.model%", "%ExVideoSampler.model%"),
+        ("%year%_v1.5_%ExVideoSampler.seed%", "%year%_v1.5_7"),
+        ("100%_1.5_%ExVideoSampler.seed%_%Picture.image%", "100%_1.5_7_a_b_ c.png"),
         ("%ExVideoSampler.sed% %Sampler.seed% 100%", "%ExVideoSampler.sed% %Sampler.seed% 100%"),
     ],
 )
