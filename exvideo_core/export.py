@@ -95,7 +95,8 @@ def save_video(
 
     texts_as_read = {name: kind.as_read(text) for name, text in (metadata or {}).items()}
     with _scratch(_metadata_text(texts_as_read), audio) as (texts, sound):
-        inputs = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "pipe:0"]
+        pixels = "rgb48le" if kind.deep else "rgb24"
+        inputs = ["-f", "rawvideo", "-pix_fmt", pixels, "-s", f"{width}x{height}", "-r", str(rate), "-i", "pipe:0"]
         inputs += ["-f", "ffmetadata", "-i", str(texts)]
         streams = ["-map", "0:v", "-map_metadata", "1"]
         if audio is not None and kind.audio:
@@ -104,7 +105,7 @@ def save_video(
             streams += ["-map", "2:a", "-c:a", kind.audio, "-b:a", "192k", "-t", f"{float((length or 0) / rate):.6f}"]
         command = [ffmpeg(), *_QUIETLY, *inputs, *streams, "-vf", filters, "-c:v", kind.codec, *kind.encoder]
         command += [*kind.quality(crf), *kind.container, _as_ffmpeg_names(path, kind)]
-        raw = (_raw(frame, first.shape[:2], (height, width)) for frame in itertools.chain([first], source))
+        raw = (_raw(frame, first.shape[:2], (height, width), kind.deep) for frame in itertools.chain([first], source))
         count = _encode(command, raw, waiting)
     if not (any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size):
         raise does_not_run("saved", ValueError(f"{command[0]} wrote nothing"))
@@ -156,8 +157,9 @@ def _as_ffmpeg_names(path: Path, kind: Format) -> str:
     return str(path).replace("%", "%%") + f"/{kind.pictures}" if kind.pictures else str(path)
 
 
-def _raw(frame: torch.Tensor, size: tuple[int, ...], stored: tuple[int, int]) -> memoryview:
-    """A frame as ffmpeg takes it, 3 bytes a pixel; grown from one (height, width) to the other."""
+def _raw(frame: torch.Tensor, size: tuple[int, ...], stored: tuple[int, int], deep: bool) -> memoryview:
+    """A frame as ffmpeg takes it, 3 numbers a pixel of 8 bits, or deep ones of 16; grown from one (height, width) to
+    the other."""
     if frame.shape[:-1] != size:
         height, width = size
         raise ExVideoError(f"All frames of a video have one size, {width}×{height}; got one of {list(frame.shape)}.")
@@ -167,8 +169,9 @@ def _raw(frame: torch.Tensor, size: tuple[int, ...], stored: tuple[int, int]) ->
     if stored != size:
         down, right = (to - side for to, side in zip(stored, size, strict=True))
         frame = F.pad(frame.movedim(-1, 0), (0, right, 0, down), mode="replicate").movedim(0, -1)
-    pixels = (frame.nan_to_num() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
-    return pixels.contiguous().numpy().data.cast("B")
+    most, kind = (65535, torch.int32) if deep else (255, torch.uint8)
+    pixels = (frame.nan_to_num() * most).round().clamp(0, most).to("cpu", kind).contiguous().numpy()
+    return (pixels.astype("<u2") if deep else pixels).data.cast("B")
 
 
 def _carried(audio: Audio, channels: int) -> Audio:

@@ -50,6 +50,7 @@ class Format(NamedTuple):
             where it should be a hundredth or less.
         audio: ffmpeg's name of the encoder for sound; none where the format carries none.
         channels: of sound, that the encoder takes.
+        deep: whether it holds more than 8 bits a colour, and so is given 16.
         pictures: the names of single pictures, in a format that is a folder of them.
         shown: whether ComfyUI's page shows it in the node; its player knows no GIF.
         texts: writes texts into the finished file, by their names, where ffmpeg does not; see `texts`.
@@ -66,6 +67,7 @@ class Format(NamedTuple):
     fastest: int = 1000
     audio: str = ""
     channels: int = 2
+    deep: bool = False
     pictures: str = ""
     shown: bool = True
     texts: Callable[[Path, Mapping[str, str], Callable[[], None]], None] | None = None
@@ -97,13 +99,14 @@ FORMATS: Mapping[str, Format] = {
         ".mp4", "libx265",
         # The tag is what Apple's players look for; without the last, the encoder writes a page into the log.
         ("-preset", "medium", "-pix_fmt", "yuv420p10le", "-tag:v", "hvc1", "-x265-params", "log-level=error", *_TAGGED),
-        ("-f", "mp4", *_FRONT), _crf, _BT709, stored=_for_x265, audio="aac", channels=8, shown=False,
+        ("-f", "mp4", *_FRONT), _crf, _BT709, stored=_for_x265, audio="aac", channels=8,
+        deep=True, shown=False,
     ),
     "mp4-av1": Format(
         ".mp4", "libsvtav1", ("-preset", "6", "-pix_fmt", "yuv420p10le", *_TAGGED), ("-f", "mp4", *_FRONT),
         # AV1's scale ends at 63. Its 0 is another mode, not lossless.
         lambda crf: ("-crf", str(max(1, round(crf * 63 / 51)))), _BT709, stored=_for_svt_av1, fastest=240,
-        audio="aac", channels=8,
+        audio="aac", channels=8, deep=True,
     ),
     "webm-vp9": Format(
         ".webm", "libvpx-vp9",
@@ -114,7 +117,7 @@ FORMATS: Mapping[str, Format] = {
     "mov-prores": Format(
         ".mov", "prores_ks", ("-profile:v", "3", "-pix_fmt", "yuv422p10le", "-vendor", "apl0", *_TAGGED),
         ("-f", "mov", *_FRONT), lambda crf: ("-q:v", str(1 + crf // 4)), _BT709, audio="pcm_s16le",
-        channels=16, shown=False,
+        channels=16, deep=True, shown=False,
     ),
     "gif": Format(
         ".gif", "gif", (), ("-f", "gif", "-loop", "0"), lambda crf: (), _PALETTE, stored=_as_it_is, fastest=50,

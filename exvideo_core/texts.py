@@ -77,9 +77,12 @@ def write_in_webp(path: Path, texts: Mapping[str, str], waiting: Callable[[], No
             with Image.open(path) as picture:
                 sides = b"".join((side - 1).to_bytes(3, "little") for side in picture.size)
             file.seek(_WEBP_HEADER)
+            kind, size = struct.unpack("<4sI", file.read(8))
             pixels = file.read()
             file.seek(_WEBP_HEADER)
-            file.write(b"VP8X" + struct.pack("<II", 10, _HAS_EXIF) + sides + pixels)
+            file.write(b"VP8X" + struct.pack("<II", 10, _HAS_EXIF) + sides)
+            # The page does not know of the byte after a chunk of odd size, so it becomes the chunk's own.
+            file.write(kind + struct.pack("<I", size + size % 2) + pixels)
         file.seek(0, 2)
         file.write(b"EXIF" + struct.pack("<I", len(chunk)) + chunk + b"\0" * (len(chunk) % 2))
         size = file.tell()

@@ -136,13 +136,14 @@ def test_the_graph_travels_in_every_picture(tmp_path, frames, count):
         assert difference.abs().max() <= 0.5 / 255 + 1e-6
 
 
+@pytest.mark.parametrize("crf", [0, 19])
 @pytest.mark.parametrize("same", [False, True])
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_graph_travels_in_a_webp(tmp_path, frames, count, same):
+def test_the_graph_travels_in_a_webp(tmp_path, frames, count, same, crf):
     """Frames that are all the same become a file of another form."""
     frames = frames[:1].expand(count, -1, -1, -1) if same else frames[:count]
-    _, plain = read(save(tmp_path, frames, "webp"))
-    path = save(tmp_path, frames, "webp", metadata=TEXTS)
+    _, plain = read(save(tmp_path, frames, "webp", crf=crf))
+    path = save(tmp_path, frames, "webp", metadata=TEXTS, crf=crf)
     with Image.open(path) as picture:
         assert picture.n_frames == (1 if same else count)
         texts = picture.getexif()
@@ -150,15 +151,39 @@ def test_the_graph_travels_in_a_webp(tmp_path, frames, count, same):
             f"prompt:{TEXTS['prompt']}", "workflow:{}", "?:?",
         ]  # fmt: skip
     assert torch.equal(read(path)[1], plain)
-    # As the page goes through it: from chunk to chunk, to the end.
+    # As the page goes through it: from chunk to chunk, of whose padding it knows nothing, to the last.
     data, at, names = path.read_bytes(), 12, []
     assert int.from_bytes(data[4:8], "little") == len(data) - 8
-    while at < len(data):
+    while at < len(data) - 1:
         names.append(data[at : at + 4])
-        size = int.from_bytes(data[at + 4 : at + 8], "little")
-        at += 8 + size + size % 2
-    assert at == len(data)
+        at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+    assert 0 <= len(data) - at <= 1
     assert (names[0], names[-1]) == (b"VP8X", b"EXIF")
+
+
+def test_the_page_finds_the_graph_in_a_picture_of_any_number_of_bytes(tmp_path):
+    """It goes from chunk to chunk and knows nothing of the byte after one of odd size."""
+    for seed in range(8):
+        picture = torch.rand(1, 20, 24, 3, generator=torch.Generator().manual_seed(seed))
+        data, at = save(tmp_path, picture, "webp", metadata=TEXTS, crf=0).read_bytes(), 12
+        while at < len(data) and data[at : at + 4] != b"EXIF":
+            at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        assert at < len(data)
+        with Image.open(tmp_path / "a.webp") as read_back:
+            difference = torch.tensor(np.asarray(read_back.convert("RGB"))) / 255 - picture[0]
+        assert difference.abs().max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("format", ["mp4-h265-10bit", "mp4-av1", "mov-prores"])
+def test_formats_of_ten_bits_hold_gradients_that_eight_cannot(tmp_path, format):
+    """Between 0.50 and 0.52 lie 6 levels of 8 bits."""
+    ramp = torch.linspace(0.50, 0.52, 512).view(1, 1, 512, 1).expand(2, 64, 512, 3)
+    path = save(tmp_path, ramp, format, crf=0)
+    reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="gray16le", bits_per_pixel=16)
+    next(reader)
+    row = np.frombuffer(next(reader), "<u2").reshape(64, 512)[32]
+    reader.close()
+    assert len(np.unique(row)) > 12
 
 
 @pytest.mark.parametrize("count", [30, 400])
