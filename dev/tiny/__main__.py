@@ -117,6 +117,15 @@ class Recipe(NamedTuple):
             ),
             seed=30,
         ),
+        Course(
+            base=(),
+            extension=(
+                Tuning(1700, 3e-4, Scenes(None, 2700, PLAIN + 756), sigma_min=3.0, clips=2),
+                Tuning(1300, 1.5e-4, Scenes(None, 2700, PLAIN + 756), clips=2),
+                Tuning(700, 5e-5, Scenes(None, 2700, PLAIN + 756), clips=2),
+            ),
+            seed=40,
+        ),
     )
 
 
