@@ -61,11 +61,11 @@ def _with_inputs(prefix: str, prompt: Mapping[str, Any]) -> str:
 
     filled, done = "", 0
     while pattern := _INPUT.search(prefix, done):
-        found = value(*pattern.groups())
-        # What closes a pattern that is none of these may open one: %year%_v1.5_%ExVideoSampler.seed%.
-        end = pattern.end() if found is not None else pattern.end() - 1
-        filled += prefix[done : pattern.start()] + (prefix[pattern.start() : end] if found is None else found)
-        done = end
+        found, begin, end = value(*pattern.groups()), *pattern.span()
+        if found is None:
+            end -= 1  # what closes it may open another, as in %year%_v1.5_%ExVideoSampler.seed%
+            found = prefix[begin:end]
+        filled, done = filled + prefix[done:begin] + found, end
     return filled + prefix[done:]
 
 

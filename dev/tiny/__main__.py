@@ -75,6 +75,10 @@ class Course(NamedTuple):
     seed: int = 0
 
 
+_MANY = Scenes(None, 2700, PLAIN + 756)
+"""None of which the courses before the last have seen."""
+
+
 class Recipe(NamedTuple):
     """Steps and learning rate of autoencoder and image encoder, then courses of what is trained by rounds."""
 
@@ -120,9 +124,9 @@ class Recipe(NamedTuple):
         Course(
             base=(),
             extension=(
-                Tuning(1700, 3e-4, Scenes(None, 2700, PLAIN + 756), sigma_min=3.0, clips=2),
-                Tuning(1300, 1.5e-4, Scenes(None, 2700, PLAIN + 756), clips=2),
-                Tuning(700, 5e-5, Scenes(None, 2700, PLAIN + 756), clips=2),
+                Tuning(1700, 3e-4, _MANY, sigma_min=3.0, clips=2),
+                Tuning(1300, 1.5e-4, _MANY, clips=2),
+                Tuning(700, 5e-5, _MANY, clips=2),
             ),
             seed=40,
         ),

@@ -118,13 +118,13 @@ def post_tune(
 def _tell_of_patches(model: Any, extension: Extension) -> None:
     """LoRAs count as far as they change what stays as it is."""
     trained = {f"diffusion_model.{name}" for name, _ in extension.replaced_weights()}
-    for key in trained & model.patches.keys():
-        if any(added != 0 and kept == 1 for added, _, kept, *_ in model.patches[key]):
-            log.warning(
-                "ExVideo post-tuning leaves out what a LoRA changes in the layers over time, which are trained. Used "
-                "with that LoRA, the extension has it on top: take it away, or expect more of its motion."
-            )
-            break
+    patches = [patch for key in trained & model.patches.keys() for patch in model.patches[key]]
+    # Merged models scale down what they are added to, and an extension takes the place of all of that.
+    if any(added != 0 and kept == 1 for added, _, kept, *_ in patches):
+        log.warning(
+            "ExVideo post-tuning leaves out what a LoRA changes in the layers over time, which are trained. Used with "
+            "that LoRA, the extension has it on top: take it away, or expect more of its motion."
+        )
 
 
 def _run(

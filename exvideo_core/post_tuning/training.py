@@ -304,7 +304,7 @@ class Training:
             with suppress(OSError):  # none, or in use: then it is replaced as a whole
                 path.replace(between if self._from_before else before)
             if self._from_before:
-                # Never is this run's own without a name that it is found by.
+                # In this order: whatever stops it in between, this run's own has one of its two names.
                 with suppress(OSError):
                     before.replace(path)
                 with suppress(OSError):
