@@ -9,7 +9,18 @@ from typing import Any
 
 import torch
 
-from .chunked import Parked, Source, Upsampled, Work, convolved, differentiable, is_led, normalised, stand_in
+from .chunked import (
+    Parked,
+    Source,
+    Upsampled,
+    Work,
+    by_convolutions,
+    convolved,
+    differentiable,
+    is_led,
+    normalised,
+    stand_in,
+)
 from .extension import LAYERS
 from .layers import FRAME_NUMBERS, PositionLayers, check_length, extended_forward, extended_res_block
 
@@ -79,7 +90,7 @@ def extended_unet(
         elif type(layer).__name__ == "Downsample":
             between.append(layer.op)
     routes |= {layer: partial(convolved, doing.affine, layer) for layer in between if not is_led(layer)}
-    with routed(routes):
+    with routed(routes), by_convolutions(args[0]):
         return executor(*args, **kwargs)
 
 

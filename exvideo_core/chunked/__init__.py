@@ -8,6 +8,7 @@ longer needs. Normalisations over a whole clip keep their statistics: these are 
 from . import differentiable
 from .decoder import decode
 from .norms import normalised
+from .products import by_convolutions
 from .res_block import res_block
 from .transformer import transformer
 from .winograd import convolved
@@ -19,6 +20,7 @@ __all__ = [
     "Source",
     "Upsampled",
     "Work",
+    "by_convolutions",
     "convolved",
     "decode",
     "differentiable",

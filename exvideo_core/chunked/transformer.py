@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from . import fused, products, winograd
+from . import fused, winograd
 from .norms import normalised
 from .work import Affine, Work, is_led, is_whole
 
@@ -181,9 +181,6 @@ def _feed_forward(affine: Affine, ff: Any, x: torch.Tensor) -> torch.Tensor:
     with affine(gated.proj, x) as lent:
         values, gates = (F.linear(x, *half) for half in zip(*(tensor.chunk(2) for tensor in lent), strict=True))
     hidden = fused.gated(values, gates)
-    if products.suit(hidden) and _is_plain(last, hidden):
-        with affine(last, hidden) as lent:
-            return products.in_pieces(hidden, *lent)
     projected: torch.Tensor = last(hidden)
     return projected
 

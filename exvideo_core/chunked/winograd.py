@@ -6,7 +6,7 @@ the kernel; over two axes 16 instead of 36 (Lavin and Gray, arXiv 1509.09308, se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ _LEAST = 256 * 256
 _BLOCK = 16 * MIB
 """Bytes of sums of inputs, of kernels and of products that are held at a time: with less, products are too small to be
 fast; with more, the C library keeps more than it has use for."""
+_LANES = 32
+"""Channels that go together: in products as wide as some of these no part of a processor's vector is idle."""
 _SUMS = (1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)
 """Of three places of a kernel, for four products."""
 
@@ -94,13 +96,18 @@ def _convolve_block(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | 
     sums = torch.einsum("au, bv, cw -> bacuvw", four, torch.eye(places).to(kernel), four)
     sums = sums.reshape(16 * places, 9 * places)
     inputs = _of_inputs(x)
-    for part in chunks(channels, 16 * places * deep * x.element_size(), _BLOCK):
+    tiles = inputs.shape[1] // (count + places - 1)
+    met = [inputs[:, place * tiles :][:, : count * tiles] for place in range(places)]
+    shape = count, -(-height // 2), -(-width // 2), -1
+    for lanes in chunks(-(-channels // _LANES), _LANES * 16 * places * deep * x.element_size(), _BLOCK):
+        part = slice(_LANES * lanes.start, _LANES * lanes.stop)
         kernels = (sums @ kernel[part].reshape(-1, 9 * places).T).view(places, 16, -1, deep)
-        products = _products(inputs, kernels, count)
+        by_sum = zip(zip(*met, strict=True), zip(*kernels, strict=True), strict=True)
+        products = [_product(*of_one).view(shape) for of_one in by_sum]
         del kernels  # before the next are made
         if bias is not None:
             products[5] += bias[part]  # of the second sums along both axes, which all four results contain once
-        _results(products.view(4, 4, count, -(-height // 2), -(-width // 2), -1), out[..., part])
+        _results(products, out[..., part])
 
 
 def _of_inputs(x: torch.Tensor) -> torch.Tensor:
@@ -129,34 +136,26 @@ def _terms(x: torch.Tensor, axis: int) -> Iterator[tuple[Any, torch.Tensor, torc
     yield torch.sub, second, fourth
 
 
-def _products(inputs: torch.Tensor, kernels: torch.Tensor, count: int) -> torch.Tensor:
-    """Over all places of the axis that is not in tiles.
-
-    Args:
-        inputs: [16, (count + k − 1) · tiles, C].
-        kernels: [k, 16, D, C].
-
-    Returns:
-        [16, count · tiles, D].
-    """
-    tiles = inputs.shape[1] // (count + len(kernels) - 1)
-    met = [inputs[:, place * tiles :][:, : count * tiles] for place in range(len(kernels))]
-    out = met[0] @ kernels[0].mT
-    for some, kernel in zip(met[1:], kernels[1:], strict=True):
-        out.baddbmm_(some, kernel.mT)
-    return out
+def _product(inputs: Sequence[torch.Tensor], kernels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of the sums [n, C] and [D, C] at all places of the axis that is not in tiles: [n, D]."""
+    first, *others = (F.linear(some, kernel) for some, kernel in zip(inputs, kernels, strict=True))
+    for more in others:
+        first += more
+    return first
 
 
-def _results(products: torch.Tensor, out: torch.Tensor) -> None:
-    """Write tiles of 2 × 2 results, [n, ≤ 2 h, ≤ 2 w, D], from products, [4, 4, n, h, w, D], which are written over."""
-    for row, of_row in enumerate(_pairs(products)):
-        for column, result in enumerate(_pairs(of_row)):
+def _results(products: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+    """Write tiles of 2 × 2 results, [n, ≤ 2 h, ≤ 2 w, D], from 16 products, [n, h, w, D], which are written over."""
+    columns = (_pair(*products[column::4]) for column in range(4))
+    for row, of_row in enumerate(zip(*columns, strict=True)):
+        for column, result in enumerate(_pair(*of_row)):
             place = out[:, row::2, column::2]
             place.copy_(result[:, : place.shape[1], : place.shape[2]])
 
 
-def _pairs(fours: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two results of four products along the first axis, one of them written over these."""
-    first, second, third, fourth = fours
+def _pair(
+    first: torch.Tensor, second: torch.Tensor, third: torch.Tensor, fourth: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two results of four products along an axis, one of them written over these."""
     odd = (second - third).sub_(fourth)
     return second.add_(third).add_(first), odd

@@ -12,7 +12,7 @@ import torch
 from comfy.ldm.modules.temporal_ae import VideoDecoder
 
 from ..budget import BUDGETS, CPU_BUDGET, Decoding, plan_decoding, smaller_decoding
-from ..chunked import decode
+from ..chunked import by_convolutions, decode
 from ..decode import Decoder, decode_tiles
 from ..plan import loop_window
 from ..types import LATENT_CHANNELS, ExVideoError
@@ -92,8 +92,9 @@ def _of_vae(vae: Any, needed: float, run: Callable[[torch.Tensor], torch.Tensor]
     def decode_window(latents: torch.Tensor) -> torch.Tensor:
         # Each time: what runs between windows, such as a model that interpolates, may have taken its place.
         comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
-        with on_device(vae.device):
-            frames = run(latents.to(vae.device, vae.vae_dtype))
+        latents = latents.to(vae.device, vae.vae_dtype)
+        with on_device(vae.device), by_convolutions(latents):
+            frames = run(latents)
         return frames.to(vae.output_device).movedim(1, -1)
 
     return decode_window

@@ -17,9 +17,9 @@ from exvideo_pack.exvideo_core.chunked import Parked, Work
 
 from dev.noise import drawn
 
-fused, norms, products, res_block, transformer = (
+fused, norms, res_block, transformer = (
     importlib.import_module(f"exvideo_pack.exvideo_core.chunked.{name}")
-    for name in ("fused", "norms", "products", "res_block", "transformer")
+    for name in ("fused", "norms", "res_block", "transformer")
 )
 
 
@@ -151,7 +151,7 @@ def test_values_and_gates_are_the_host_s_feed_forward(loaded):
     asked = []
     ours = transformer._feed_forward(lambda module, x: asked.append(module) or affine(module, x), block.ff, x)
     torch.testing.assert_close(ours, block.ff(x))
-    assert asked == [block.ff.net[0].proj, block.ff.net[2]]
+    assert asked == [block.ff.net[0].proj]
     seen = []
     hook = block.ff.net[0].proj.register_forward_hook(lambda *args: seen.append(args))
     try:
@@ -170,23 +170,6 @@ def test_rows_are_swapped(copy):
     swapped = copy(x)
     assert swapped.is_contiguous()
     assert torch.equal(swapped, x.transpose(0, 1))
-
-
-@pytest.mark.parametrize("frames", [1, 2, 5])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_convolution_over_time_is_three_products(frames, layout):
-    convolution = torch.nn.Conv3d(6, 8, (3, 1, 1), padding=(1, 0, 0)).double()
-    x = drawn(frames, 6, 4, 3).double()
-    with torch.no_grad():
-        ours = products.over_time(x.contiguous(memory_format=layout), convolution.weight, convolution.bias)
-        torch.testing.assert_close(ours, convolution(x.transpose(0, 1)[None])[0].transpose(0, 1))
-
-
-def test_long_sums_are_in_pieces():
-    layer = torch.nn.Linear(26, 8).double()
-    x = drawn(3, 5, 26).double()
-    with torch.no_grad():
-        torch.testing.assert_close(products.in_pieces(x, layer.weight, layer.bias), layer(x))
 
 
 @pytest.mark.parametrize("budget", [None, 1])
