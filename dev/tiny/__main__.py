@@ -75,8 +75,8 @@ class Course(NamedTuple):
     seed: int = 0
 
 
-_MANY = Scenes(None, 2700, PLAIN + 756)
-"""None of which the courses before the last have seen."""
+_MANY, _MORE = Scenes(None, 2700, PLAIN + 756), Scenes(None, 2000, PLAIN + 3456)
+"""None of which a course before those that learn from them has seen."""
 
 
 class Recipe(NamedTuple):
@@ -129,6 +129,15 @@ class Recipe(NamedTuple):
                 Tuning(700, 5e-5, _MANY, clips=2),
             ),
             seed=40,
+        ),
+        Course(
+            base=(),
+            extension=(
+                Tuning(800, 2.5e-4, _MORE, sigma_min=3.0, clips=2),
+                Tuning(700, 1.2e-4, _MORE, clips=2),
+                Tuning(500, 4e-5, _MORE, clips=2),
+            ),
+            seed=50,
         ),
     )
 
