@@ -10,6 +10,7 @@ from exvideo_pack.exvideo_core import host
 from dev.noise import drawn
 
 products = importlib.import_module("exvideo_pack.exvideo_core.chunked.products")
+by_onednn = pytest.mark.skipif(not products._LIBRARIES, reason="this torch has other libraries for processors")
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ def layer():
     return torch.nn.Linear(6, 8)
 
 
+@by_onednn
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 6), (2, 3, 6), (2, 1, 3, 6), (6,), (1, 6), (0, 6)])
 def test_linear_layers_are_convolutions(shape, bias, convolutions):
@@ -38,6 +40,7 @@ def test_linear_layers_are_convolutions(shape, bias, convolutions):
     torch.testing.assert_close(ours, layer(x).detach())
 
 
+@by_onednn
 def test_of_rows_that_do_not_lie_together(layer, convolutions):
     x = drawn(6, 5, 4).permute(1, 2, 0)[:, ::2]
     with torch.no_grad(), products.by_convolutions(x):
@@ -81,7 +84,7 @@ def test_weights_of_another_kind_have_products_of_their_own(convolutions):
     assert convolutions == []
 
 
-@pytest.mark.skipif(not products._LIBRARIES, reason="this torch has other libraries for processors")
+@by_onednn
 def test_an_extended_pass_goes_so_and_nothing_after_it(loaded, extension, predict, convolutions):
     model = host.apply_extension(loaded[0], extension)
     predict(model, 3)
@@ -106,6 +109,7 @@ def test_a_convolution_over_time(frames, layout, dtype, bias):
         torch.testing.assert_close(ours, convolution(x.transpose(0, 1)[None])[0].transpose(0, 1))
 
 
+@by_onednn
 @pytest.mark.parametrize(("deep", "wide"), [(64, 64), (320, 1280), (5120, 320)])
 def test_some_rows_are_the_same_as_all(deep, wide):
     """However few: MKL would round a single one differently, and share out long sums among cores."""
@@ -116,6 +120,7 @@ def test_some_rows_are_the_same_as_all(deep, wide):
             assert torch.equal(torch.cat([layer(some) for some in x.split(rows)]), whole)
 
 
+@by_onednn
 def test_a_convolution_over_time_is_the_same_in_chunks():
     x, kernel, bias = drawn(9, 64, 8, 5), drawn(64, 64, 3, 1, 1), drawn(64)
     x = x.contiguous(memory_format=torch.channels_last)
