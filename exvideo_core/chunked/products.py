@@ -73,7 +73,8 @@ class _ByConvolutions(TorchFunctionMode):
     ) -> Any:
         if function is F.linear and not kwargs:
             x, weight, *bias = args
-            if x.numel() and _convolutions_are_quick(x) and is_whole(weight) and weight.dtype == x.dtype:
+            plain = is_whole(weight) and weight.dim() == 2 and weight.dtype == x.dtype
+            if plain and x.numel() and _convolutions_are_quick(x):
                 rows = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
                 out = _convolved(rows, weight[:, :, None, None], bias[0] if bias else None, (0, 0))
                 return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)

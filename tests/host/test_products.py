@@ -48,6 +48,13 @@ def test_of_rows_that_do_not_lie_together(layer, convolutions):
     assert len(convolutions) == 1
 
 
+def test_a_single_sum_is_left_to_torch(layer, convolutions):
+    x, weight = drawn(5, 6), layer.weight[0]
+    with torch.no_grad(), products.by_convolutions(x):
+        assert torch.equal(F.linear(x, weight), x @ weight)
+    assert convolutions == []
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_precisions_are_left_to_torch(layer, dtype, convolutions):
     layer.to(dtype)
