@@ -9,9 +9,10 @@ import time
 import uuid
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import requests
 import websocket
@@ -27,6 +28,8 @@ RECORD_WITHIN = 30.0
 FIRST_ANSWER_WITHIN = 60.0
 # What is queued sooner may be taken up before.
 FORGETS_WITHIN = 1.0
+AWAY = (502, 503, 504)
+"""What a server in front of ComfyUI answers while that is down or too busy."""
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 
@@ -63,6 +66,9 @@ class Output(NamedTuple):
 class Client:
     """Talks to one server, also to one that asks for a name and a password, as in `http://name:password@host`.
 
+    One far away is reached as the environment says, through its proxies (HTTPS_PROXY, NO_PROXY); one near by directly.
+    Certificates are those of REQUESTS_CA_BUNDLE, where that is set.
+
     `alive` tells whether its process still runs (leave it out for a server of someone else).
     """
 
@@ -72,7 +78,9 @@ class Client:
         self.id = uuid.uuid4().hex
         self._headers = {"Authorization": f"Basic {b64encode(login.encode()).decode()}"} if login else {}
         self._http = requests.Session()
-        self._http.trust_env = False  # no proxy between two processes of one machine
+        self._near, self._bundle = _is_near(urlsplit(self.url).hostname or ""), os.environ.get("REQUESTS_CA_BUNDLE")
+        self._http.trust_env = not self._near
+        self._http.verify = self._bundle or True
         self._http.headers.update(self._headers)
         self._socket: websocket.WebSocket | None = None
 
@@ -116,7 +124,7 @@ class Client:
         heard = time.monotonic()
         while True:
             message = self._receive()
-            messages = [] if message is None else [(message.get("type", ""), message.get("data") or {})]
+            messages = [] if message is None else [_event(message)]
             if any(data.get("prompt_id") == prompt_id for _, data in messages):
                 heard = time.monotonic()
             # Silence, a new connection, or talk of other things: the end may have been announced meanwhile, or there is
@@ -213,21 +221,34 @@ class Client:
     ) -> requests.Response:
         try:
             # Patient: a server in the middle of a layer may take long to answer.
-            answer = self._http.request(method, self.url + path, timeout=(10, within), **options)
+            # A POST that was sent on would become a GET.
+            answer = self._http.request(method, self.url + path, timeout=(10, within), allow_redirects=False, **options)
         except requests.RequestException as error:
             raise self._gone(error) from error
+        if answer.is_redirect:
+            raise ClientError(
+                f"ComfyUI at {self.url} should answer {method} {path}, it says to look at "
+                f"{answer.headers['Location']}: give the address that it has now, or sign in there."
+            )
         if not answer.ok and answer.status_code not in accept:
             said = f"{answer.status_code} {answer.reason}. {answer.text[:300]}".strip()
+            if answer.status_code in AWAY:
+                raise ServerGoneError(f"ComfyUI at {self.url} cannot be reached: what is before it answered {said}")
             raise ClientError(f"{method} {path} should succeed, ComfyUI answered {said}")
         return answer
 
     def _connect(self) -> None:
         if self._socket is None:
             address = self.url.replace("http", "ws", 1) + f"/ws?clientId={self.id}"
+            options: dict[str, Any] = {"http_no_proxy": ["*"]} if self._near else {}
+            if self._bundle:
+                options["sslopt"] = {"ca_certs": self._bundle}
             try:
+                # As patient as other calls, for a server may be busy.
                 self._socket = websocket.create_connection(
-                    address, timeout=SILENCE, http_no_proxy=["*"], header=self._headers
+                    address, timeout=FIRST_ANSWER_WITHIN, header=self._headers, **options
                 )
+                self._socket.settimeout(SILENCE)
             except (OSError, websocket.WebSocketException) as error:
                 raise self._gone(error) from error
 
@@ -249,8 +270,8 @@ class Client:
                 if not raw:
                     raise websocket.WebSocketConnectionClosedException("the server closed the connection")
                 # Bytes are preview pictures, which a terminal has no use for.
-                if isinstance(raw, str):
-                    return dict(json.loads(raw))
+                if isinstance(raw, str) and isinstance(message := json.loads(raw), dict):
+                    return message
             except websocket.WebSocketTimeoutException:
                 if self.alive():
                     return None
@@ -272,9 +293,24 @@ class Client:
 
 def split_login(url: str) -> tuple[str, str]:
     """A server's address without the name and password that may be in it, and these, as `name:password`."""
-    scheme, colon, rest = url.rstrip("/").rpartition("://")
-    login, _, host = rest.rpartition("@")
-    return scheme + colon + host, unquote(login)
+    scheme, colon, rest = url.rstrip("/").partition("://")
+    host, slash, path = rest.partition("/")
+    login, _, host = host.rpartition("@")
+    return scheme.lower() + colon + host + slash + path, unquote(login)
+
+
+def _is_near(host: str) -> bool:
+    """Whether a server is on this machine or in its own network."""
+    try:
+        return ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".lan", ".localhost"))
+
+
+def _event(message: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The kind of a message, and what it tells; any pack may send others in which that is no dict."""
+    data = message.get("data")
+    return str(message.get("type", "")), data if isinstance(data, dict) else {}
 
 
 def outputs(history: dict[str, Any]) -> list[Output]:
