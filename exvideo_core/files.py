@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import itertools
 import os
@@ -22,9 +23,10 @@ from .types import ExVideoError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+_PICKLED = "a pickled PyTorch checkpoint (.ckpt, .pt, .pth), which can run code when it is opened"
 _BEGINNINGS: Mapping[bytes, str] = {
-    b"PK\x03\x04": "a pickled PyTorch checkpoint (.ckpt, .pt, .pth), which can run code when it is opened",
-    b"\x80\x02": "a pickled PyTorch checkpoint (.ckpt, .pt, .pth), which can run code when it is opened",
+    b"PK\x03\x04": _PICKLED,
+    **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), _PICKLED),
     b"GGUF": "a GGUF file",
     b"version https://git-lfs": "a Git LFS pointer, a few lines that stand for the file",
     b"<": "a web page, as downloads leave behind that needed a login",
@@ -78,15 +80,17 @@ def open_tensors(path: str | Path, advice: str) -> Iterator[tuple[Any, Shapes]]:
         ) from error
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a .safetensors file that appears under its name only when it is whole.
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], tidy: bool = True
+) -> None:
+    """Write a .safetensors file that appears under its name only when it is whole; `tidy` as in `whole_or_nothing`.
 
     Raises:
         ExVideoError: it cannot be written, for want of space or permission, say.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_or_nothing(path) as partial:
+        with whole_or_nothing(path, tidy) as partial:
             partial.touch()
             usual = partial.stat().st_mode
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial, dict(metadata))
@@ -116,12 +120,18 @@ def checksum(tensor: torch.Tensor) -> str:
 
 
 @contextmanager
-def whole_or_nothing(path: Path) -> Iterator[Path]:
-    """Give a name to write to, which becomes `path` at the end, or vanishes when anything goes wrong."""
+def whole_or_nothing(path: Path, tidy: bool = True) -> Iterator[Path]:
+    """Give a name to write to, which becomes `path` at the end, or vanishes when anything goes wrong.
+
+    Args:
+        path: the name in the end.
+        tidy: whether its folder is rid of what killed processes left half-written, for which all of it is listed.
+    """
     # In the same folder, so that the rename is atomic; hidden, nobody else's, and short, whatever the name.
     own = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     partial = path.with_name(f".{own}.{_nobody_elses()}.part")
-    remove_abandoned(path.parent)
+    if tidy:
+        remove_abandoned(path.parent)
     try:
         yield partial
         # A power cut must not leave the name without the content.
@@ -262,14 +272,17 @@ def looks_like(names: Shapes) -> str:
 def _what_it_is(path: Path, error: Exception) -> str:
     try:
         with path.open("rb") as file:
-            beginning = file.read(64).lstrip()
+            raw = file.read(64)
     except OSError:
         return f"it cannot be opened ({error})"
+    beginning = raw.removeprefix(codecs.BOM_UTF8).lstrip()
     if not beginning:
         return "it is empty"
+    if not any(raw):
+        return "it begins with nothing but zeros: most likely its download was not finished"
     for start, kind in _BEGINNINGS.items():
         if beginning.startswith(start):
             return f"it is {kind}"
-    if beginning[8:9] == b"{":  # the length of the header, then the header
+    if raw[8:9] == b"{":  # the length of the header, then the header
         return f"it is damaged, most likely cut short: {path.stat().st_size} bytes are there ({error})"
     return "it is a text file" if beginning.isascii() and b"\0" not in beginning else "it is something else"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from contextlib import suppress
 from typing import Any
 
@@ -163,16 +165,18 @@ class ExVideoPostTune(io.ComfyNode):
         return io.NodeOutput(extension, loss_map, ui=ui.SavedImages([curve]))
 
     @classmethod
-    def fingerprint_inputs(cls, videos: str | None, **_: Any) -> list[tuple[str, int, int]]:
+    def fingerprint_inputs(cls, videos: str | None, **_: Any) -> str:
         """What the host compares to see whether to run again: the files, too, not only the folder's name."""
         # From another node it is not known yet: then that node's running again is what counts.
         if not videos or not videos.strip():
-            return []
+            return ""
         # What is wrong with the folder, or has just left it, is told when the node runs.
         with suppress(ExVideoError, OSError):
             stats = [(str(path), path.stat()) for path in video_files(host.input_folder(videos.strip()))]
-            return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-        return []
+            names = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+            # Not the names: the host stores this in the graph, and with it in files that are given away.
+            return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        return ""
 
 
 NODES = [ExVideoPostTune]

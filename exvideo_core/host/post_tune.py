@@ -13,7 +13,7 @@ from ..budget import training_budget
 from ..extension import Extension, longer_extension, write_extension
 from ..files import remove_abandoned, require_writable, whole_or_nothing
 from ..lock import locked
-from ..post_tuning.cache import cache_clips
+from ..post_tuning.cache import Clips, cache_clips
 from ..post_tuning.clips import video_files
 from ..post_tuning.curve import loss_curve
 from ..post_tuning.engine import Engine
@@ -69,7 +69,8 @@ def post_tune(
     Raises:
         ExVideoError: videos, sizes, an extension or an image encoder that do not fit, an extension to start from that
             the run would replace, a folder that nothing can be written to or that another process trains in, a loss
-            that is no longer a number, or files that had to be kept and could not be written.
+            that is no longer a number, processes that find different clips, or files that had to be kept and could not
+            be written.
     """
     for kept in (folder, folder.parent / CACHE):
         try:
@@ -98,6 +99,7 @@ def post_tune(
         if not engine.rank:
             remove_abandoned(folder, 0)  # of a run that was killed; a state is large
         clips = cache_clips(videos, shape, recipe.fps, encoder, folder.parent / CACHE, on_video)
+        _require_the_same(clips, engine)
         if not engine.rank:
             clip = f"{shape.frames} frames, {shape.width}×{shape.height}"
             log.info("ExVideo learns from %d clips of %s.", len(clips), clip)
@@ -112,7 +114,26 @@ def post_tune(
             training = Training(denoise, parameters, extension, clips, recipe, folder, engine, base)
             if training.load():
                 log.info("ExVideo post-tuning goes on at step %d.", training.progress.step)
+            if training.progress.step > recipe.steps:
+                log.warning(
+                    "ExVideo post-tuning was asked for %d steps, and the run in %s already has %d: it stays as it is. "
+                    "For one of fewer, choose another run_name or --output.",
+                    recipe.steps,
+                    folder,
+                    training.progress.step,
+                )
             return _run(training, engine, folder, on_step, must_keep)
+
+
+def _require_the_same(clips: Clips, engine: Engine) -> None:
+    """Raise ExVideoError unless all processes have the same clips: each makes its own list."""
+    # A few digits, for the mean is taken in float32 and has to be exact.
+    mark = int(clips.identity[:4], 16)
+    if engine.mean(float(mark)) != mark:
+        raise ExVideoError(
+            "The processes of this post-tuning find different clips, as where one of them could not read a video: see "
+            "the log, and start it again."
+        )
 
 
 def _tell_of_patches(model: Any, extension: Extension) -> None:
@@ -135,8 +156,7 @@ def _run(
         training.run(on_step)
         ended = True
     finally:
-        # A process that fails alone must not wait for the parts of the others.
-        if ended or not engine.spread:
+        if training.together:
             result = training.extension()
             if training.progress.step and training.whole and not engine.rank:
                 training.set_aside()

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from time import sleep
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from ..files import open_tensors, save_tensors, whole_or_nothing
+from ..files import checksum, open_tensors, remove_abandoned, save_tensors, whole_or_nothing
+from ..formats import ffmpeg
 from ..lock import locked
 from ..types import ClipShape, ExVideoError
-from .clips import CLIP, NoClipError, TooShortError, read_clips, video_files
+from .clips import CLIP, DamagedError, NoClipError, TooShortError, comes_out_pale, read_clips, reader, video_files
+from .colours import knows_hdr
 from .motion import motion_bucket, motion_score
 
 _A_MOMENT = 0.2
@@ -102,6 +104,7 @@ def cache_clips(
         ExVideoError: no videos, or none of them usable; says why for the first few.
     """
     videos = video_files(folder)
+    remove_abandoned(cache)  # once, not with each of ten thousands of files
     for older in cache.glob("*.safetensors"):  # an earlier version's, which every list of models showed
         with suppress(OSError):
             older.replace(older.with_suffix(CLIP))
@@ -142,7 +145,7 @@ def _encoded(video: Path, shape: ClipShape, fps: float, encoder: Encoder, cache:
         return [], "it is no longer there"
     named = [str(video.resolve()), stat.st_size, stat.st_mtime_ns, *shape, float(fps), encoder.identity]
     key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
-    # Written last, so that a video whose encoding was interrupted is begun again.
+    # Written last, so that a video whose encoding was interrupted is gone on with.
     index = cache / f"{key}.json"
     if not _is_whole(index):
         with ExitStack() as stack:
@@ -163,18 +166,26 @@ def _clips(index: Path) -> list[Path]:
 
 
 def _is_whole(index: Path) -> bool:
-    """Whether a video has been encoded, and all of its clips are there in full, or is known to be too short for one."""
+    """Whether a video has been encoded, and all of its clips are there in full, or is known to have none."""
     try:
-        if clips := _clips(index):
-            for path in clips:
-                with open_tensors(path, ""):  # reads where the tensors lie, and whether the file ends where they do
-                    pass
-            return True
         text = json.loads(index.read_text(encoding="utf-8"))
-        # What could not be read may be another time, by another ffmpeg, say: that is no fact of the video.
-        return bool(text["too_short"] and text["problem"])
+        if clips := _clips(index):
+            if text.get("pale") and knows_hdr(ffmpeg("read")):
+                return False
+            return all(_texts(path) is not None for path in clips)
+        # What could not be read may be another time: that is no fact of the video. Nor is damage, to another ffmpeg.
+        known = text["too_short"] or text.get("damaged_to") == reader()
+        return bool(known and text["problem"])
     except (ExVideoError, OSError, ValueError, KeyError, TypeError):  # not yet, or damaged
         return False
+
+
+def _texts(clip: Path) -> Mapping[str, str] | None:
+    """What is written beside the numbers of a clip; None unless all of it is there."""
+    # Opening it reads where the tensors lie, and whether the file ends where they do.
+    with suppress(ExVideoError), open_tensors(clip, "") as (file, _):
+        return file.metadata() or {}
+    return None
 
 
 def _name(video: Path) -> str:
@@ -184,27 +195,37 @@ def _name(video: Path) -> str:
 
 def _encode(video: Path, shape: ClipShape, fps: float, encoder: Encoder, index: Path) -> None:
     names: list[str] = []
-    name, problem, too_short = _name(video), "", False
+    text: dict[str, Any] = {"video": _name(video), "problem": "", "too_short": False}
+    pale = comes_out_pale(video)
+    if pale:
+        text["pale"] = True
     try:
         for frames in read_clips(video, shape, fps):
+            # Other clips, for a run that learns from them, than those that another ffmpeg makes of the same video.
+            names.append(f"{index.stem}_{len(names):04}{'_pale' if pale else ''}{CLIP}")
+            path, seen = index.with_name(names[-1]), checksum(frames)
+            if (_texts(path) or {}).get("frames") == seen:  # since the encoding was interrupted
+                continue
             pixels = frames.float() / 255
             latents, token = encoder(pixels)
             if not (latents.isfinite().all() and token.isfinite().all()):
                 raise NoClipError("its latents or its image token are no finite numbers")
-            names.append(f"{index.stem}_{len(names):04}{CLIP}")
             bucket = str(motion_bucket(motion_score(pixels)))
             # In half precision, of which latents need no more.
             tensors = {"latents": latents.half(), "token": token.half()}
-            save_tensors(index.with_name(names[-1]), tensors, {"motion_bucket_id": bucket, "video": name})
+            texts = {"motion_bucket_id": bucket, "video": text["video"], "frames": seen}
+            save_tensors(path, tensors, texts, tidy=False)
     except NoClipError as error:
-        problem, too_short = str(error), isinstance(error, TooShortError)
+        text |= {"problem": str(error), "too_short": isinstance(error, TooShortError)}
+        if isinstance(error, DamagedError):
+            text["damaged_to"] = reader()
         while names:  # of a video that turned out to be damaged after them
             with suppress(OSError):
                 index.with_name(names.pop()).unlink()
-    text = {"video": name, "clips": names, "problem": problem, "too_short": too_short}
+    text["clips"] = names
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
-        with whole_or_nothing(index) as partial:
+        with whole_or_nothing(index, tidy=False) as partial:
             partial.write_text(json.dumps(text), encoding="utf-8")
     except OSError as error:
         raise ExVideoError(

@@ -60,6 +60,10 @@ class TooShortError(NoClipError):
     """A video that can be read, and is too short for a clip: that stays so as long as the file does."""
 
 
+class DamagedError(NoClipError):
+    """A video that is damaged, by what ffmpeg says: that stays so as long as the file and the ffmpeg do."""
+
+
 def video_files(folder: Path) -> list[Path]:
     """What may be videos in a folder and the folders in it, also in those that links lead to, in the order of their
     names.
@@ -116,7 +120,8 @@ def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tenso
 
     Raises:
         TooShortError: a video with fewer frames than a clip.
-        NoClipError: not a video, or a damaged one. Where the damage is later, after the clips before it, which may show
+        NoClipError: not a video.
+        DamagedError: a damaged one. Where the damage is later, after the clips before it, which may show
             it, too: frames can be made of those after them.
         ExVideoError: there is no ffmpeg, or it does not run.
     """
@@ -149,7 +154,7 @@ def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tenso
     if failed or damage or not (clips or got):
         what = "it is damaged" if damage else "it cannot be read as a video"
         words = _SPEAKER.sub("", damage or (said or ["nothing found"])[-1])
-        raise NoClipError(f"{what} (ffmpeg: {words})")
+        raise (DamagedError if damage else NoClipError)(f"{what} (ffmpeg: {words})")
     if not clips:
         raise TooShortError(f"it has {got * frames // size} frames at {fps:g} a second, and a clip needs {frames}")
 
@@ -175,6 +180,22 @@ def _command(path: Path, shape: ClipShape, fps: float) -> list[str]:
     filters = [colours.first, _PROGRESSIVE, f"fps={fps}", cover, f"crop={width}:{height}", colours.last]
     command += [_sync(program), "passthrough", "-vf", ",".join(filter(None, filters))]
     return [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
+
+
+def comes_out_pale(path: Path) -> bool:
+    """Whether a video is HDR, and the installed ffmpeg cannot bring it to a usual screen."""
+    return colour_filters(ffmpeg("read"), path).pale
+
+
+def reader() -> str:
+    """What videos are read by."""
+    return _version(ffmpeg("read"))
+
+
+@cache
+def _version(program: str) -> str:
+    said = subprocess.run([program, "-version"], capture_output=True, stdin=subprocess.DEVNULL, timeout=20)
+    return said.stdout.partition(b"\n")[0].decode(errors="replace")
 
 
 @cache

@@ -27,10 +27,11 @@ log = logging.getLogger(__name__)
 
 
 class Filters(NamedTuple):
-    """What ffmpeg is to do before all else, and in the end; each may be empty."""
+    """What ffmpeg is to do before all else, and in the end; each may be empty. `pale` where it could not do enough."""
 
     first: str = ""
     last: str = ""
+    pale: bool = False
 
 
 def colour_filters(program: str, path: Path) -> Filters:
@@ -54,15 +55,16 @@ def colour_filters(program: str, path: Path) -> Filters:
     if size is None or colours is None:  # no video, or an ffmpeg that does not tell
         return Filters()
     unknown = colours["space"] == "unknown"
-    if colours["curve"] in _HDR and _knows_hdr(program):
+    hdr = colours["curve"] in _HDR
+    if hdr and knows_hdr(program):
         matrix = ":colorspace=bt2020nc" if unknown else ""
         return Filters(f"setparams=color_primaries=bt2020{matrix}", _FROM_HDR)
     rows = max(int(size["height"]), int(size["width"]) * 9 // 16)  # films have fewer
-    return Filters("setparams=colorspace=bt709" if unknown and rows >= _LARGE else "")
+    return Filters("setparams=colorspace=bt709" if unknown and rows >= _LARGE else "", pale=hdr)
 
 
 @cache
-def _knows_hdr(program: str) -> bool:
+def knows_hdr(program: str) -> bool:
     """Whether an ffmpeg has the filters for HDR; says once in the log where it has not."""
     said = subprocess.run([program, "-hide_banner", "-filters"], stdin=subprocess.DEVNULL, capture_output=True).stdout
     knows = b" zscale " in said and b" tonemap " in said

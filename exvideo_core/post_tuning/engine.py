@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch.amp.grad_scaler import GradScaler
 
+from ..types import ExVideoError
 from .recipe import Recipe
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, of each parameter, by torch's names."""
+LEAST_SCALE = 2.0**-20
+"""A gradient that is not finite even when scaled down so far never will be."""
 Parameters = Mapping[str, torch.nn.Parameter]
 
 
@@ -32,13 +35,26 @@ class Engine:
         denoise, parameters = self.placed(denoise, parameters)
         self.parameters, self.clip_norm = parameters, recipe.clip_norm
         self.optimizer = torch.optim.AdamW(parameters.values(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-        self.scaler = GradScaler(enabled=self.in_half)
+        self.scaler = self._scaler(next(iter(parameters.values())).device)
         return denoise, parameters
+
+    def _scaler(self, device: torch.device) -> GradScaler:
+        scaler = GradScaler(device.type, enabled=self.in_half)
+        if self.in_half:
+            try:  # not all kinds of devices can
+                numbers, found = torch.zeros(1, device=device), torch.zeros(1, device=device)
+                torch._amp_foreach_non_finite_check_and_unscale_([numbers], found, torch.ones(1, device=device))
+            except RuntimeError as error:
+                raise ExVideoError(
+                    f"In float16 most of a gradient vanishes unless it is scaled up, and torch cannot do that on "
+                    f"{device.type} here ({error}): start ComfyUI with --bf16-unet or --fp32-unet."
+                ) from error
+        return scaler
 
     @property
     def scaled(self) -> bool:
-        """Whether gradients are scaled up, so that a smaller scale mends one that is not finite. Not all devices do."""
-        return self.scaler.is_enabled()
+        """Whether gradients are scaled up, so that a smaller scale mends one that is not finite."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > LEAST_SCALE
 
     def placed(self, denoise: Any, parameters: Parameters) -> tuple[Any, Parameters]:
         """Model and parameters where the devices of this engine have them."""
@@ -57,7 +73,7 @@ class Engine:
         self.scaler.unscale_(self.optimizer)
         length = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm)
         norm = float(self.whole(length.detach()))
-        if self.scaled:
+        if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
         elif math.isfinite(norm):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -40,6 +41,10 @@ log = logging.getLogger(__name__)
 Denoise = Callable[..., torch.Tensor]
 
 
+class DivergedError(ExVideoError):
+    """Loss or gradient is no longer a number, in all processes at once."""
+
+
 def check_start(start: Extension, folder: Path) -> None:
     """Raise ExVideoError if a run in this folder would replace the very file that it starts from.
 
@@ -74,6 +79,7 @@ class Training:
         progress: how far it is.
         whole: whether parameters, moments, averages and the count of steps are all of the same step. They are not
             where an exception came while a step was taken.
+        together: whether all processes have ended in the same way, so that each brings its part of what is kept.
 
     Args:
         denoise: as `host.Denoiser`; differentiable.
@@ -104,7 +110,7 @@ class Training:
         self._denoise, self._parameters = self._engine.prepare(denoise, parameters, recipe)
         self._begun_from = fingerprint(start.tensors)
         self._over_another = self._from_before = False
-        self.progress, self.whole = Progress(), True
+        self.progress, self.whole, self.together = Progress(), True, False
 
     def run(self, on_step: Callable[[Progress], None] = lambda progress: None) -> Extension:
         """Train to the last step of the recipe.
@@ -119,17 +125,20 @@ class Training:
             ExVideoError: the loss is no longer a number. What was learned before is kept in the folder.
         """
         recipe, progress = self._recipe, self.progress
-        ended = False
+        # A process that fails alone must not wait for the parts of the others.
+        self.together = not self._engine.spread
         try:
             while progress.step < recipe.steps:
                 self._step(progress.step)
                 on_step(progress)
                 if progress.step % recipe.save_every == 0 and progress.step < recipe.steps:
                     self._try_to_save()
-            ended = True
+            self.together = True
+        except DivergedError:
+            self.together = True
+            raise
         finally:
-            # A process that fails alone must not wait for the parts of the others.
-            if ended or not self._engine.spread:
+            if self.together:
                 self._try_to_save()
         return self.extension()
 
@@ -168,10 +177,10 @@ class Training:
         if not taken:
             raise self._diverged(step, "gradient")
 
-    def _diverged(self, step: int, what: str, where: str = "") -> ExVideoError:
+    def _diverged(self, step: int, what: str, where: str = "") -> DivergedError:
         kept = f"what was learned before is in {self._folder}, and stays there"
         advice = f" Choose another run_name or --output as well: {kept}." if self._folder and step else ""
-        return ExVideoError(
+        return DivergedError(
             f"Post-tuning stopped at step {step + 1}: its {what} is no longer a number{where}. Lower the learning "
             f"rate, or look for a damaged video.{advice}"
         )
@@ -283,23 +292,46 @@ class Training:
         self._over_another = True
         if not self._engine.rank:
             differs = ", ".join(_WORDS.get(name, name) for name in other)
-            paths = [self._folder / name for name in (STATE, EXTENSION)]
             log.warning(
-                "ExVideo post-tuning begins anew: the run in %s %s. It will stay there as %s%s.",
+                "ExVideo post-tuning begins anew: the run in %s %s. %s.",
                 self._folder,
                 f"is of other settings: {differs}" if other else f"has no {STATE} to go on from",
-                " and ".join(_before(path).name for path in paths),
-                ", in the place of the one before it" if any(_before(path).exists() for path in paths) else "",
+                self._fate_of_the_other(),
             )
+
+    def _fate_of_the_other(self) -> str:
+        """What becomes of what another run left in the folder."""
+        assert self._folder is not None
+        paths = [self._folder / name for name in (STATE, EXTENSION)]
+        names = " and ".join(_before(path).name for path in paths)
+        if not self._one_before_is_longer():
+            taken = any(_before(path).exists() for path in paths)
+            return f"It will stay there as {names}" + (", in the place of the one before it" if taken else "")
+        if paths[0].exists():
+            return f"It will be replaced, for it has fewer steps than the one before it, which stays as {names}"
+        return f"It will stay there as {_free_before(paths[1]).name}"
+
+    def _one_before_is_longer(self) -> bool:
+        assert self._folder is not None
+        state = self._folder / STATE
+        return _steps(_before(state)) > _steps(state)
 
     def set_aside(self) -> None:
         """Give another name to what another run left in the folder, before anything of this one takes its place.
 
-        Of one run only, for a state is large: where this run was the one set aside, the two change their names.
+        Of one run only, for a state is large: of the longer one. Where this run was the one set aside, the two change
+        their names.
         """
         if self._folder is None or not self._over_another:
             return
-        for path in (self._folder / STATE, self._folder / EXTENSION):
+        state, extension = self._folder / STATE, self._folder / EXTENSION
+        if not self._from_before and self._one_before_is_longer():
+            if not state.exists():  # whoever removed it means to keep what was learned
+                with suppress(OSError):
+                    extension.replace(_free_before(extension))
+            self._over_another = False
+            return
+        for path in (state, extension):
             before, between = _before(path), path.with_name(f".{path.name}.part")
             with suppress(OSError):  # none, or in use: then it is replaced as a whole
                 path.replace(between if self._from_before else before)
@@ -322,3 +354,15 @@ class Training:
 
 def _before(path: Path) -> Path:
     return path.with_name(f"{path.stem}{_BEFORE}{path.suffix}")
+
+
+def _free_before(path: Path) -> Path:
+    names = (path.with_name(f"{path.stem}{_BEFORE}{number}{path.suffix}") for number in itertools.count(2))
+    return next(name for name in names if not name.exists())
+
+
+def _steps(state: Path) -> int:
+    """Steps of the run that a state is of; 0 where there is none that can be read."""
+    with suppress(ExVideoError, ValueError), open_tensors(state, "") as (file, _):
+        return int((file.metadata() or {}).get("step", 0))
+    return 0

@@ -7,6 +7,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import imageio_ffmpeg
 import pytest
 import torch
 
@@ -171,7 +172,8 @@ def test_a_video_that_another_encodes_is_asked_about_until_it_has_ended(videos, 
     assert caplog.text.count("waits for another process, which encodes a.mp4") == 1
     assert encoder.asked == 3
     assert len(cache_clips(videos, SHAPE, 30, encoder, cache)) == 3
-    assert encoder.asked == 5
+    assert index.exists()
+    assert encoder.asked == 3  # its clips are those that were there
 
 
 def test_clips_are_encoded_once(videos, tmp_path, caplog):
@@ -197,6 +199,39 @@ def test_a_damaged_video_is_skipped_and_leaves_nothing(videos, tmp_path):
         "short.mp4: it has 6 frames at 30 a second, and a clip needs 12",
     ]  # fmt: skip
     assert len(clips) == len(list(cache.glob("*.clip"))) == 1
+
+
+def test_a_damaged_video_is_encoded_once_for_each_ffmpeg(videos, tmp_path, monkeypatch):
+    """Damage is known when all of it has been encoded, which may take hours; another ffmpeg may get over it."""
+    damage(draw_video(videos / "a.mp4", "-pix_fmt", "yuv420p", seconds=2))
+    encoder, cache = ByEighths(), tmp_path / "cache"
+    told = cache_clips(videos, SHAPE, 30, encoder, cache).skipped
+    asked = encoder.asked
+    assert cache_clips(videos, SHAPE, 30, encoder, cache).skipped == told
+    assert encoder.asked == asked
+    monkeypatch.setattr(caching, "reader", lambda: "ffmpeg version 99")
+    cache_clips(videos, SHAPE, 30, encoder, cache)
+    assert encoder.asked > asked
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="by a script of the shell")
+def test_pale_clips_are_encoded_anew_when_an_ffmpeg_knows_hdr(tmp_path, monkeypatch):
+    """As the log advises; and a run that learned from the pale ones is another."""
+    grey = "nullsrc=size=64x64:rate=30,format=yuv420p10le,geq=lum='64+876*0.75':cb=512:cr=512"
+    (tmp_path / "videos").mkdir()
+    draw_video(tmp_path / "videos" / "a.mkv", "-vf", "setparams=color_trc=arib-std-b67", "-c:v", "ffv1", source=grey)
+    plain = tmp_path / "ffmpeg"
+    plain.write_text(f'#!/bin/sh\n"{imageio_ffmpeg.get_ffmpeg_exe()}" "$@" | sed "s/zscale/zscal_/"\n')
+    plain.chmod(0o755)
+    encoder, cache, shape = ByEighths(), tmp_path / "cache", ClipShape(12, 32, 32)
+    with monkeypatch.context() as patch:
+        patch.setenv("IMAGEIO_FFMPEG_EXE", str(plain))
+        pale = [cache_clips(tmp_path / "videos", shape, 30, encoder, cache) for _ in range(2)][1]
+    asked = encoder.asked
+    right = [cache_clips(tmp_path / "videos", shape, 30, encoder, cache) for _ in range(2)][1]
+    assert encoder.asked == 2 * asked
+    assert pale.identity != right.identity
+    assert right[0].latents.mean() > pale[0].latents.mean() + 0.05
 
 
 def test_what_changes_the_clips_is_encoded_anew(videos, tmp_path):
@@ -226,7 +261,7 @@ def test_a_video_that_is_taken_away_meanwhile_is_told_and_passed_over(videos, tm
     assert len(clips)
 
 
-def test_an_interrupted_encoding_is_begun_again(videos, tmp_path):
+def test_an_interrupted_encoding_goes_on(videos, tmp_path):
     class Interrupted(ByEighths):
         def __call__(self, frames):
             if self.asked == 1:
@@ -236,7 +271,8 @@ def test_an_interrupted_encoding_is_begun_again(videos, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         cache_clips(videos, SHAPE, 30, Interrupted(), tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.json"))
-    assert len(cache_clips(videos, SHAPE, 30, ByEighths(), tmp_path / "cache")) == 3
+    assert len(cache_clips(videos, SHAPE, 30, encoder := ByEighths(), tmp_path / "cache")) == 3
+    assert encoder.asked == 2  # the first clip was there
 
 
 def test_a_clip_that_is_gone_is_encoded_again(videos, tmp_path):
@@ -261,7 +297,7 @@ def test_a_clip_that_was_cut_short_is_encoded_again(videos, tmp_path, kept):
     first, *_ = sorted(cache.glob("*_0001.clip"))
     first.write_bytes(first.read_bytes()[:kept])
     again = cache_clips(videos, SHAPE, 30, encoder, cache)
-    assert encoder.asked == 5
+    assert encoder.asked == 4  # that one alone
     assert all(torch.equal(again[number].latents, expected[number]) for number in range(3))
 
 

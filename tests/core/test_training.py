@@ -1,4 +1,4 @@
-"""A training's loop without ComfyUI: settings that cannot be, runs that go on, also where gradients are scaled."""
+"""A training's loop without ComfyUI: runs that go on, also where gradients are scaled, and what is kept of others."""
 
 import json
 import math
@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch.amp.grad_scaler import GradScaler
 
 from exvideo_core.extension import Extension
-from exvideo_core.post_tuning.__main__ import arguments
 from exvideo_core.post_tuning.cache import Clip
 from exvideo_core.post_tuning.engine import Engine
 from exvideo_core.post_tuning.recipe import Recipe
@@ -254,6 +253,41 @@ def test_an_extension_without_a_state_is_not_written_over(tmp_path, caplog):
     assert not (tmp_path / EXTENSION).exists()
 
 
+def test_of_two_other_runs_the_longer_one_stays(tmp_path, caplog):
+    """Two short tries with other settings would else be the end of a long run."""
+    stopped(tmp_path, 6, base="long")
+    (tmp_path / EXTENSION).write_bytes(b"of the long run")
+    long = (tmp_path / STATE).read_bytes()
+    for base in ("short", "shorter"):
+        stopped(tmp_path, 2, base=base)
+        (tmp_path / EXTENSION).write_bytes(b"of a short run")
+    assert (
+        "It will be replaced, for it has fewer steps than the one before it, which stays as "
+        "training.before.state and extension.before.safetensors." in caplog.text
+    )
+    assert (tmp_path / "training.before.state").read_bytes() == long
+    assert (tmp_path / "extension.before.safetensors").read_bytes() == b"of the long run"
+    assert training(tmp_path, base="shorter").load()
+    again = training(tmp_path, base="long")
+    assert again.load()
+    assert again.progress.step == 6
+
+
+def test_an_extension_without_a_state_takes_no_other_run_s_place(tmp_path, caplog):
+    stopped(tmp_path, 3, base="one")
+    (tmp_path / EXTENSION).write_bytes(b"one")
+    stopped(tmp_path, 3, base="two")
+    (tmp_path / EXTENSION).write_bytes(b"two")
+    (tmp_path / STATE).unlink()
+    other = training(tmp_path, base="three")
+    assert not other.load()
+    assert "It will stay there as extension.before2.safetensors." in caplog.text
+    other.set_aside()
+    kept = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    assert kept == {"extension.before.safetensors": b"one", "extension.before2.safetensors": b"two"}
+    assert training(tmp_path, base="one").load()
+
+
 def test_processes_that_find_other_runs_are_told(tmp_path):
     """Each on a disk of its own, of which the first alone has the state."""
 
@@ -302,44 +336,48 @@ def test_where_a_loss_is_no_number_the_advice_loses_nothing(tmp_path, at, told):
     assert (str(tmp_path) in str(raised.value)) == told
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"steps": 0}, "at least 1 for steps, got 0"),
-        ({"save_every": 0}, "at least 1 for save_every, got 0"),
-        ({"average_every": 0}, "at least 1 for average_every, got 0"),
-        ({"accumulate": 0}, "at least 1 for accumulate, got 0"),
-        ({"learning_rate": 0.0}, "learning rate lies between"),
-        ({"sigma_min": 700.0}, "sigma_min lies between 0 and the schedule's 700, got 700"),
-        ({"sigma_min": math.nan}, "sigma_min lies between"),
-        ({"weight_decay": -1.0}, "weight_decay is 0 or more, got -1.0"),
-        ({"clip_norm": 0.0}, "clip_norm is more than 0, got 0.0"),
-        ({"average": 1.5}, "average is a share between 0 and 1, got 1.5"),
-        ({"contrast": math.nan}, "contrast is a finite number, got nan"),
-        ({"clip_norm": math.inf}, "clip_norm is a finite number, got inf"),
-        ({"fps": 0.0}, "0.01 to 1000 frames a second, got fps = 0.0"),
-    ],
-)
-def test_settings_that_cannot_be(change, message):
-    with pytest.raises(ExVideoError, match=message):
-        Recipe(**{"steps": 1, **change})
+def test_where_a_loss_is_no_number_processes_that_share_keep_what_they_learned(tmp_path):
+    """All of them come to it at once, so each brings its part."""
+
+    class Sharing(Engine):
+        spread = True
+
+    passes = []
+
+    def diverging(noised, *_):
+        passes.append(noised)
+        return noised * (torch.nan if len(passes) > 2 else 1) * weight
+
+    weight = torch.nn.Parameter(torch.ones(()))
+    run = training(tmp_path, engine=Sharing(), denoise=diverging)
+    with pytest.raises(ExVideoError, match=f"what was learned before is in {tmp_path}, and stays there"):
+        run.run()
+    assert run.together
+    again = training(tmp_path, engine=Sharing())
+    assert again.load()
+    assert again.progress.step == 2
 
 
-def test_every_option_is_explained():
-    options = [action for action in arguments()._actions if action.dest != "help"]
-    assert {"sigma_min", "accumulate", "learning_rate", "memory", "output"} <= {option.dest for option in options}
-    assert all(option.help for option in options)
-    told = " ".join(arguments().format_help().split())
-    assert "of AdamW; the authors take 1e-5; 1e-05 by default" in told
+def test_a_gradient_that_no_scale_mends_ends_the_run(tmp_path):
+    """Half precision makes gradients infinite now and then; one that is always so would go on for days."""
+    engine = Scaling()
 
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
 
-@pytest.mark.parametrize("empty", ["checkpoint", "videos", "output", "extension"])
-def test_an_empty_path_is_refused(empty, capsys):
-    """As of a variable that is not set: it would be the folder that one happens to be in."""
-    paths = {"checkpoint": "c", "videos": "v", "output": "o", "extension": "e", empty: ""}
-    with pytest.raises(SystemExit):
-        arguments().parse_args(["--steps=1", *(f"--{name}={path}" for name, path in paths.items())])
-    assert f"argument --{empty}: expected a path, got an empty text" in capsys.readouterr().err
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * math.nan
+
+    def denoise(noised, sigma, *_):
+        return Broken.apply(noised * next(iter(run._parameters.values()))[None, :, None, None])
+
+    run = training(tmp_path, engine=engine, denoise=denoise, steps=200)
+    with pytest.raises(ExVideoError, match=r"stopped at step \d+: its gradient is no longer a number"):
+        run.run()
+    assert run.progress.step < 50
 
 
 def test_what_is_learned_is_the_running_average():
