@@ -77,6 +77,9 @@ REPLACED: Mapping[str, str] = {
 _MAPPED_FILES_STAY = os.name == "nt"
 """Whether the system replaces no file that is mapped into memory. Post-tuning replaces its extension, also while it
 starts from it, or a graph holds it."""
+_HOLES = 16
+"""So many matrices of an extension may hold nothing but zeros, one in each block, as somebody may have made them; more
+are where a download that kept its place on the disk has stopped."""
 _GRAPH = ("prompt", "workflow")
 """Where the host keeps in a file the graph that made it."""
 _ADVICE = "Download model.fp16.safetensors of ECNU-CILab/ExVideo-SVD-128f-v1 again, or choose another file."
@@ -334,18 +337,21 @@ def check_layout(name: str, shapes: Shapes) -> int:
 
 
 def _check_numbers(tensors: Mapping[str, torch.Tensor], problem: str, advice: str) -> None:
-    """Raise ExVideoError unless all tensors hold finite floating-point numbers."""
-    wrong = [key for key, tensor in tensors.items() if not (tensor.is_floating_point() and _is_finite(tensor))]
+    """Raise ExVideoError unless all tensors hold finite floating-point numbers, and not too many only zeros."""
+    # Unlike isfinite(), this makes no mask as large as the tensor: both ends are NaN where any number is.
+    ends = {key: torch.aminmax(tensor) for key, tensor in tensors.items() if tensor.is_floating_point()}
+    wrong = [key for key in tensors if key not in ends or not all(map(math.isfinite, ends[key]))]
     if wrong:
         raise ExVideoError(
             f"{problem}: {len(wrong)} of its tensors, among them {', '.join(wrong[:3])}, have numbers that are NaN, "
             f"infinite or not floating-point. {advice}"
         )
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    # Both ends are NaN where any number is; unlike isfinite(), this makes no mask as large as the tensor.
-    return all(math.isfinite(end) for end in torch.aminmax(tensor))
+    empty = [key for key, tensor in tensors.items() if tensor.dim() > 1 and not any(ends[key])]
+    if len(empty) > _HOLES:
+        raise ExVideoError(
+            f"{problem}: {len(empty)} of its tensors, among them {', '.join(empty[:3])}, hold nothing but zeros, as "
+            f"where a download was not finished. {advice}"
+        )
 
 
 def _kept(tensor: torch.Tensor) -> torch.Tensor:

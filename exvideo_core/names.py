@@ -16,7 +16,7 @@ _RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *(p + n for p in (
 _DATE, _PARTS_OF_DATE = re.compile("%date(?::([^%]+))?%"), re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
 _INPUT = re.compile(r"%([^%.:]+)\.([^%]+)%")
 _NOT_IN_DATES = re.compile(r'[*:?"<>|]')
-_NOT_IN_NAMES = re.compile(r'[/\\?%*:|"<>\x00-\x1f\x7f-\x9f]')
+_NOT_IN_NAMES = re.compile(r'[/\\?%*:|"<>\x00-\x1f\x7f-\x9f]|\.{2,}')
 
 
 def file_prefix(prefix: str, prompt: Mapping[str, Any] | None = None) -> str:

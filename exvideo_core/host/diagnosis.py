@@ -19,7 +19,7 @@ from ..doctor.checks import check_flow, check_formats, check_memory, check_model
 from ..doctor.findings import Finding, guarded
 from ..svd import UNetLayout
 from ..types import ExVideoError, LatentShape
-from .files import MODEL_FOLDER, model_names, model_path
+from .files import ENDINGS, MODEL_FOLDER, model_names, model_path
 from .memory import Memory
 
 
@@ -42,6 +42,7 @@ def add_folders_as_at_start() -> None:
         load(str(path))
     if host_arguments.output_directory:
         folder_paths.set_output_directory(str(Path(host_arguments.output_directory).absolute()))
+    folder_paths.add_model_folder_path("checkpoints", str(Path(folder_paths.get_output_directory(), "checkpoints")))
 
 
 def _check_host() -> Iterator[Finding]:
@@ -65,7 +66,7 @@ def _check_models() -> Iterator[Finding]:
     files: dict[str, dict[str, Path]] = {"checkpoints": {}, MODEL_FOLDER: {}}
     for folder, found in files.items():
         for name in model_names(folder):
-            if not name.endswith(".safetensors"):
+            if not name.lower().endswith(ENDINGS):
                 continue
             try:
                 found[name] = model_path(folder, name)

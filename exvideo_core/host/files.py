@@ -21,6 +21,7 @@ from ..names import file_prefix
 from ..types import ExVideoError
 
 MODEL_FOLDER = "exvideo"
+ENDINGS = (".safetensors", ".sft")
 OLDER_FOLDERS = ("diffsynth/ExVideo-SVD-128f-v1", "stable_video_diffusion")
 """Where the ExVideo packs before this one had users put the same file."""
 CACHE, RUNS = "post_tuning_cache", "runs"
@@ -46,7 +47,7 @@ def register_model_folder() -> None:
     folder_paths.add_model_folder_path(MODEL_FOLDER, str(Path(folder_paths.get_output_directory(), MODEL_FOLDER)))
     # The host gives a new folder an empty set of file types, which would list nothing, or everything.
     paths, _ = folder_paths.folder_names_and_paths.get(MODEL_FOLDER, ([str(folder)], set()))
-    folder_paths.folder_names_and_paths[MODEL_FOLDER] = (paths, {".safetensors"})
+    folder_paths.folder_names_and_paths[MODEL_FOLDER] = (paths, set(ENDINGS))
 
 
 def model_names(folder: str) -> list[str]:

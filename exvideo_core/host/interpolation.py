@@ -81,12 +81,15 @@ class _ModelBetween:
 
     def __call__(self, first: torch.Tensor, second: torch.Tensor, times: Sequence[float]) -> Iterator[torch.Tensor]:
         patcher = self._patcher
-        # Each time: what runs beside it, such as the decoder, may have taken its place.
-        comfy.model_management.load_models_gpu([patcher])
         network, device, dtype = patcher.model, patcher.load_device, patcher.model_dtype()
         height, width = first.shape[:2]
         align = getattr(network, "pad_align", 1)
         margins = (0, -width % align, 0, -height % align)
+        needed = 0
+        if estimate := getattr(network, "memory_used_forward", None):
+            needed = estimate((1, height + margins[3], width + margins[1], 3), dtype)
+        # Each time: what runs beside it, such as the decoder, may have taken its place.
+        comfy.model_management.load_models_gpu([patcher], memory_required=needed)
         pair = [
             F.pad(frame.to(device, dtype).movedim(-1, 0)[None], margins, mode="replicate") for frame in (first, second)
         ]

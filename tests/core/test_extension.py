@@ -199,6 +199,20 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, extension):
     _refused(path, "for no frames")
 
 
+def test_a_file_with_holes_is_refused(tmp_path, extension_file):
+    """Some programs give a download its whole length at once; what has not come yet are zeros."""
+    whole = extension_file.read_bytes()
+    path = tmp_path / "stopped.safetensors"
+    path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+    _refused(path, "hold nothing but zeros, as where a download was not finished")
+
+
+def test_a_kernel_of_zeros_in_every_block_is_no_hole(tmp_path, extension_file):
+    stored = load_file(extension_file)
+    save_file({k: torch.zeros_like(t) if k.endswith(KERNEL) else t for k, t in stored.items()}, extension_file)
+    assert read_extension(extension_file).num_frames == 7
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_numbers_that_are_none_are_refused(tmp_path, extension, bad, dtype):
@@ -249,6 +263,10 @@ def test_files_that_are_no_safetensors_are_told_apart(tmp_path, extension_file):
         b"just a text": "it is a text file",
         b"version https://git-lfs.github.com/spec/v1": "a Git LFS pointer",
         b"\n<!doctype html><html>": "a web page",
+        b"\xef\xbb\xbf<!doctype html><html>": "a web page",
+        b"\x80\x04\x95": "a pickled PyTorch checkpoint",
+        bytes(5000): "nothing but zeros: most likely its download was not finished",
+        b"\x20" + whole[1:3000]: "most likely cut short: 3000 bytes",  # a length that begins as a blank does
         b"GGUF\x03\0\0\0": "a GGUF file",
         b"": "it is empty",
         b"\x89PNG\r\n\x1a\n\0\0": "it is something else",

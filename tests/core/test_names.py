@@ -47,9 +47,13 @@ def test_without_a_graph_they_stay():
 
 def test_what_is_filled_in_leads_nowhere_else():
     prompt = {"1": {"class_type": "Text", "inputs": {"text": "../../etc/x\\y"}}}
-    assert file_prefix("%Text.text%/clip", prompt) == ".._.._etc_x_y/clip"
-    with pytest.raises(ExVideoError, match="two dots"):
-        file_prefix("clip %Text.text%", prompt)
+    assert file_prefix("%Text.text%/clip", prompt) == "____etc_x_y/clip"
+    assert file_prefix("clip %Text.text%", prompt) == "clip ____etc_x_y"
+
+
+def test_dots_that_are_filled_in_cost_no_video():
+    prompt = {"1": {"class_type": "Text", "inputs": {"text": "wait... what.png"}}}
+    assert file_prefix("video/%Text.text%", prompt) == "video/wait_ what.png"
 
 
 @pytest.mark.parametrize("prefix", ["wait...", "a..b", "..\\x"])
