@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,7 +65,7 @@ class RunStore:
     def _compare(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         differs = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if differs:
-            told = ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in differs[:4])
+            told = ", ".join(_changed(key, before.get(key), now.get(key)) for key in differs[:4])
             raise ExVideoError(
                 f"The run in {self._folder} was begun with other settings: {told}. Set them back to go on with it, or "
                 "choose another checkpoint_name for a new run."
@@ -163,6 +164,12 @@ def _told_if_unwritable(folder: Path) -> Iterator[None]:
             f"A long run cannot be kept in {folder} ({error}): make it writable, free some space, or choose another "
             "checkpoint_name."
         ) from error
+
+
+def _changed(key: str, before: Any, now: Any) -> str:
+    """What to tell of a setting; the checksums of pictures and models would tell nobody anything."""
+    sums = any(isinstance(value, str) and re.search("[0-9a-f]{16}", value) for value in (before, now))
+    return f"{key} was another" if sums else f"{key} was {before} and is {now}"
 
 
 def _identity(settings: Mapping[str, Any]) -> str:
