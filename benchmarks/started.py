@@ -97,7 +97,7 @@ def _queued(base: Path) -> list[float]:
     models, seconds = base / "models", []
     write_tiny_model(models)
     under_real_names(models)
-    shutil.copyfile(ROOT / "assets" / "photo.jpg", base / "input" / "photo.jpg")
+    shutil.copyfile(ROOT / "assets" / "photo.jpg", base / "input" / "example.png")
     small = {"ExVideoConditioning": {"width": 64, "height": 64, "num_frames": 2}, "ExVideoSampler": {"steps": 1}}
     with _server(base, ROOT) as server, Page(server.url) as page:
         for _ in range(TURNS):

@@ -44,6 +44,8 @@ ASSETS, HELP = ROOT / "assets", ROOT / "web" / "docs"
 TILE, ACROSS = 160, 3
 CURVE = KEPT / "extension.png"
 """What post-tuning shows."""
+FIRST, LAST = "example.png", "last.png"
+"""Pictures in the input folder: the one that the workflows begin with, and the one that a video may end with."""
 _SMALL = {"width": SIDE, "height": SIDE}
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "ExVideoConditioning": {**_SMALL, **TINY_CONDITION},
@@ -116,6 +118,8 @@ def _made(client: Client, base: Path, name: str, card: Card) -> list[Any]:
     prompt = override_api(prompt, {kind: values for kind, values in SETTINGS.items() if _has(prompt, kind)})
     if name == "text_to_long_video":
         prompt = _from_picture(prompt)
+    if name == "first_and_last":
+        prompt[prompt["3"]["inputs"]["last_image"][0]]["inputs"]["image"] = LAST
     prompt_id = client.queue(prompt)
     client.follow(prompt_id, lambda kind, data: None)
     (made,) = (item for item in outputs(client.history(prompt_id)) if item.filename.endswith(".mp4"))
@@ -127,11 +131,11 @@ def _made(client: Client, base: Path, name: str, card: Card) -> list[Any]:
 
 
 def _prepare(base: Path, card: Card) -> None:
-    """Put a scene's first frame, its last and its video where the workflows look for them."""
+    """Put a scene's first frame, its last and its video into the input folder."""
     what = scene(HELD_OUT + card.scene)
-    for name, frame in (("photo.jpg", 0), ("last.jpg", LONG - 1)):
+    for name, frame in ((FIRST, 0), (LAST, LONG - 1)):
         pixels = (255 * render(what, frame + 1, SIDE, first=frame)[0]).round().byte().numpy()
-        Image.fromarray(pixels).save(base / "input" / name, quality=95, subsampling=0)
+        Image.fromarray(pixels).save(base / "input" / name)
     save_video(render(what, 64, SIDE, fps=15), base / "input" / "video.mp4", 15, crf=6)
 
 
@@ -143,7 +147,7 @@ def _from_picture(prompt: dict[str, Any]) -> dict[str, Any]:
     """A workflow from words with a picture in the place of the painter."""
     sampler = next(key for key, node in prompt.items() if node["class_type"] == "ExVideoLongSampler")
     prompt[sampler]["inputs"]["init_image"] = ["100", 0]
-    prompt["100"] = {"class_type": "LoadImage", "inputs": {"image": "photo.jpg"}}
+    prompt["100"] = {"class_type": "LoadImage", "inputs": {"image": FIRST}}
     return prompt
 
 

@@ -14,9 +14,13 @@ MODELS = {
 }
 """What the page offers to download, and the folder in models/ where it belongs."""
 
+_SVD = (
+    "[svd_xt.safetensors](https://huggingface.co/stabilityai/stable-video-diffusion-img2vid-xt) (9.56 GB; sign in "
+    "there and accept its licence first) in `models/checkpoints`"
+)
 _FILES = (
-    "\n\nIt needs `svd_xt.safetensors` (9.56 GB) in `models/checkpoints` and `model.fp16.safetensors` (1.67 GB) in "
-    "`models/exvideo`."
+    f"\n\nIt needs {_SVD}, and [model.fp16.safetensors](https://huggingface.co/ECNU-CILab/ExVideo-SVD-128f-v1) "
+    "(1.67 GB) in `models/exvideo`."
 )
 
 
@@ -49,21 +53,22 @@ SHEETS = {
     "long_video": Sheet(
         "Turns one picture into a video of any length: segments of 128 frames, each going on from the last frames of "
         f"the one before. Memory does not grow with length.{_FILES}\n\nSet `total_frames`. What is finished is kept "
-        "under `checkpoint_name`: after a crash or a cancel, queue it again and it goes on. For another video choose "
-        "another name, or none.",
+        "under `checkpoint_name`: after a crash or a cancel, queue it again and it goes on. For another picture or "
+        "seed choose another name, or none. From the second segment on, what moves drifts from where it should be.",
         [("Load", ["2"]), ("Picture", ["1"]), ("Sample", ["3"]), ("Render", ["4"])],
     ),
     "perfect_loop": Sheet(
         "Makes a video whose last frame flows into its first. All frames are sampled together, in overlapping windows "
-        f"that go round.{_FILES}\n\n`loop` is set twice: in the sampler, and in the rendering, so that decoding and "
-        "interpolation close the circle, too.",
+        f"that go round.{_FILES}\n\n`loop` is set twice: in the sampler, and in the rendering (among its advanced "
+        "inputs), so that decoding and interpolation close the circle, too. Expect a calm loop: on our small model "
+        "this way loses most of the motion.",
         [("Load", ["2"]), ("Picture", ["1"]), ("Sample", ["3"]), ("Render", ["4"])],
     ),
     "first_and_last": Sheet(
         "Makes a video of 128 frames from one picture to another: the first and the last frame are pinned, and the "
-        f"video is led to the last over `last_fade` frames.{_FILES}\n\nChoose two pictures of the same scene; the less "
-        "they differ, the more of the way is motion and the less is fading. `normalize` is off, so that the light may "
-        "change on the way.",
+        f"video is led to the last over `last_fade` frames (an advanced input).{_FILES}\n\nChoose two pictures of the "
+        "same scene; the less they differ, the more of the way is motion and the less is fading. `normalize` is off, "
+        "so that the light may change on the way.",
         [
             ("Load", ["2"]),
             ("Pictures", ["1", "7"]),
@@ -93,7 +98,7 @@ SHEETS = {
         f"video.{_FILES}\n\nChoose your own checkpoint in Load Checkpoint, with the size and settings that suit it.",
         [
             ("Load", ["7"]),
-            ("Load a painter", ["1"]),
+            ("Load an image model", ["1"]),
             ("Describe", ["2", "3", "4"]),
             ("Paint", ["5"]),
             ("See", ["6"]),
@@ -103,22 +108,22 @@ SHEETS = {
     ),
     "low_memory": Sheet(
         "128 frames at 512×512, meant for a card with 8 GB: the same video as Image to Video makes, in less "
-        f"memory.{_FILES}\n\n`memory` low works through the model in small chunks. Rendering a few "
-        "frames at a time keeps the video out of memory, and the latents are saved first, so that a full disk costs "
-        "no sampling.",
+        f"memory.{_FILES}\n\n`memory` (among the advanced inputs) is balanced: the model works in chunks of 512 MiB. "
+        "If that runs out, low takes less, and is slower. Rendering a few frames at a time keeps the video out of "
+        "memory, and the latents are saved first, so that a full disk costs no sampling.",
         [("Load", ["2"]), ("Picture", ["1"]), ("Condition", ["3"]), ("Sample", ["4"]), ("Render", ["5"])],
     ),
     "interpolate_video": Sheet(
         "Makes any video smoother: new frames between its own, and as many times the frames a second. Its sound "
-        "stays. Nothing needs to be downloaded.\n\nChoose your video in Load Video. To make it slower instead, set "
-        "`fps` of Save ExVideo by hand.",
+        "stays. Nothing needs to be downloaded.\n\nChoose your video in Load Video. To make it slower instead, "
+        "take the links from `fps` and `audio` of Save ExVideo, and type the video's own fps there.",
         [("Load", ["1", "2"]), ("Interpolate", ["3"]), ("Save", ["4"])],
     ),
     "post_tuning": Sheet(
         "Trains an extension of your own on a folder of videos, as the ExVideo authors did: only the temporal blocks "
-        "learn.\n\nIt needs `svd_xt.safetensors` (9.56 GB) in `models/checkpoints`, and your videos in "
-        "`input/videos`. A cancelled run keeps what it learned and goes on when queued again; with more `steps` a "
-        "finished one goes on, too.",
+        "learn.\n\nIt needs "
+        f"{_SVD}, and your videos in `input/videos`. A cancelled run keeps what it learned and goes on when "
+        "queued again; with more `steps` a finished one goes on, too.",
         [("Load", ["1"]), ("Extend", ["2"]), ("Train", ["3"]), ("Save", ["4"])],
     ),
 }

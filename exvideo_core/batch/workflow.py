@@ -52,7 +52,7 @@ def read_workflow(path: Path) -> Graph:
         raise ExVideoError(f"{path} should be a workflow in API form, but it cannot be read ({error}).") from error
     if not graph or not isinstance(graph, dict) or not all(map(_is_node, graph.values())):
         raise ExVideoError(
-            f"{path} should be a workflow in API form, it is something else: save it by Workflow → Export (API)."
+            f"{path} should be a workflow in API form, it is something else: save it by File → Export (API)."
         )
     return graph
 

@@ -32,8 +32,8 @@ def server(tmp_path_factory):
     subprocess.run([sys.executable, "-P", "-m", "dev.painter", str(painter)], cwd=ROOT, env=ENV, check=True)
     videos = base / "input" / "videos"
     videos.mkdir(parents=True)
-    for name in ("photo.jpg", "last.jpg"):
-        shutil.copyfile(ROOT / "assets" / "photo.jpg", base / "input" / name)
+    # ComfyUI brings a picture of this name; a base folder of one's own has none.
+    shutil.copyfile(ROOT / "assets" / "photo.jpg", base / "input" / "example.png")
     for path in (base / "input" / "video.mp4", videos / "1.mp4", videos / "2.mp4"):
         start = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(len(path.parts)))
         save_video(torch.cat([start.roll(i, 2) for i in range(12)]), path, 30)

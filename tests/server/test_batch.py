@@ -224,7 +224,7 @@ def test_ctrl_c_before_the_server_has_answered_takes_the_prompt_back(server, ima
         (["--set=steps"], "A setting is written as node.input=value"),
         (["--set=ExVideoSampler.steps=-1"], "ComfyUI refused the prompt. Node 4 (ExVideoSampler): "),
         (["--picture=LoadImages.image"], "The workflow has no node LoadImages"),
-        (["--workflow=workflows/image_to_video.json"], "save it by Workflow → Export (API)"),
+        (["--workflow=workflows/image_to_video.json"], "save it by File → Export (API)"),
         (["--workflow=no_such.json"], "no_such.json should be a workflow in API form, but it cannot be read"),
         (["no_such_folder"], "no_such_folder should be a picture or a folder of pictures"),
         (["web"], "There should be pictures"),
