@@ -29,7 +29,7 @@ class ExVideoInterpolate(io.ComfyNode):
                     default=2,
                     min=1,
                     max=MAX_MULTIPLIER,
-                    tooltip="Frames that one becomes: 2 puts one between each two, 1 leaves the video as it is.",
+                    tooltip="How many frames each becomes: 2 puts one between every two, 1 leaves the video as it is.",
                 ),
                 fps_input("Frames a second of what comes in. Connect fps of ExVideo Image to Video."),
                 *host_model_inputs(),

@@ -58,7 +58,7 @@ class ExVideoRender(io.ComfyNode):
                     default=1,
                     min=1,
                     max=MAX_MULTIPLIER,
-                    tooltip="Frames that one becomes, and as many times the frames a second: 1 does not interpolate.",
+                    tooltip="How many frames each becomes, at as many times the frames a second; 1 changes nothing.",
                 ),
                 window_input(),
                 overlap_input(),
