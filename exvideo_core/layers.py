@@ -168,7 +168,8 @@ def extended_forward(
     Args:
         layer: the host's `SpatialVideoTransformer`, whose modules do all the rest.
         position: this layer's new part.
-        work: how it is done in chunks; None runs the host's blocks as they are, for the patches that are on them.
+        work: how it is done in chunks; None runs the host's blocks as they are, for the patches that are on them, and
+            so does what others have put in the way of one of their modules.
         x: [videos · frames, C, H, W].
         context: image tokens, [videos · frames, tokens, D], equal for all frames of a video.
         time_context: tokens for the temporal block, where they differ from `context`.
@@ -183,6 +184,8 @@ def extended_forward(
     transformer_options["activations_shape"] = list(x.shape)
     transformer_options["block_index"] = 0
     rows = transformer_options.get(FRAME_NUMBERS, range(frames))
+    if work is not None and chunked.leads_past_others(layer):
+        work = None
     if work is not None and context.shape[1] == 1 and (time_context is None or time_context.shape[1:2] == (1,)):
         run = chunked.differentiable.transformer if torch.is_grad_enabled() else chunked.transformer
         return run(work, layer, position, rows, x, context, time_context, transformer_options)

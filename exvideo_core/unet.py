@@ -182,6 +182,8 @@ def _per_frame(work: Work, layers: Any, x: torch.Tensor) -> torch.Tensor:
         return differentiable.per_frame(work, partial(type(layers).forward, layers), x)
     out = x.new_empty(len(x), layers[-1].out_channels, *x.shape[2:])
     norm, _, conv = layers
+    led = any(map(is_led, layers))
     for some in work.over(len(x), _MAPS, x[0]):
-        out[some] = conv(normalised(work.affine, norm, x[some], silu=True))
+        part = x[some]
+        out[some] = type(layers).forward(layers, part) if led else conv(normalised(work.affine, norm, part, silu=True))
     return out

@@ -10,7 +10,7 @@ from .decoder import decode
 from .norms import normalised
 from .products import by_convolutions
 from .res_block import res_block
-from .transformer import transformer
+from .transformer import leads_past_others, transformer
 from .winograd import convolved
 from .work import Affine, Parked, Source, Upsampled, Work, is_led, is_whole, stand_in
 
@@ -26,6 +26,7 @@ __all__ = [
     "differentiable",
     "is_led",
     "is_whole",
+    "leads_past_others",
     "normalised",
     "res_block",
     "stand_in",

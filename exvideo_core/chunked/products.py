@@ -72,13 +72,19 @@ class _ByConvolutions(TorchFunctionMode):
         self, function: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
     ) -> Any:
         if function is F.linear and not kwargs:
-            x, weight, *bias = args
-            plain = is_whole(weight) and weight.dim() == 2 and weight.dtype == x.dtype
-            if plain and x.numel() and _convolutions_are_quick(x):
-                rows = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
-                out = _convolved(rows, weight[:, :, None, None], bias[0] if bias else None, (0, 0))
+            x, weight, bias = (*args, None)[:3]
+            if x.numel() and _is_plain(x, weight, bias) and _convolutions_are_quick(x):
+                # Contiguous, as what torch makes is: others may look at it in another shape.
+                rows = x.reshape(1, 1, -1, x.shape[-1]).contiguous().permute(0, 3, 1, 2)
+                out = _convolved(rows, weight[:, :, None, None], bias, (0, 0))
                 return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
         return function(*args, **(kwargs or {}))
+
+
+def _is_plain(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether a linear layer is one that a convolution can be; others are torch's, and what is wrong is told by it."""
+    fits = is_whole(weight) and weight.dim() == 2 and weight.dtype == x.dtype and x.shape[-1:] == weight.shape[1:]
+    return fits and len(weight) > 0 and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype))
 
 
 def _convolved(
@@ -86,6 +92,8 @@ def _convolved(
 ) -> torch.Tensor:
     """A convolution of maps [1, C, H, W] by oneDNN, which torch by itself only asks for larger ones."""
     convolve = torch.ops.mkldnn._convolution_pointwise
+    # The library reads a bias as if its numbers lay side by side.
+    bias = None if bias is None else bias.contiguous()
     out: torch.Tensor = convolve(x, kernel, bias, padding, (1, 1), (1, 1), 1, "none", [], "")
     return out
 

@@ -65,6 +65,16 @@ def transformer(
     return x
 
 
+def leads_past_others(layer: Any) -> bool:
+    """Whether others have put something in the way of a module of the host's `SpatialVideoTransformer` that is not run
+    as a whole here; queries and keys for a single token count for nothing."""
+    modules = [layer.norm, layer.time_mixer]
+    for block in (layer.transformer_blocks[0], layer.time_stack[0]):
+        feed_forwards = [part for part in (block.ff_in, block.ff) if part]
+        modules += [block, block.attn2, *feed_forwards, *(part.net[0] for part in feed_forwards)]
+    return any(map(is_led, modules))
+
+
 def _parts(block: Any) -> list[Any]:
     """What `_block` runs of the host's transformer block: all but the cross-attention."""
     return [part for name, part in block.named_children() if name not in ("attn2", "norm2")]

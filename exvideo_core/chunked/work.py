@@ -154,8 +154,9 @@ def is_led(module: Any) -> bool:
 
 
 def convolves_otherwise(conv: Any) -> bool:
-    """Whether others have put another convolution in the place of a layer's own, as nodes for seamless textures do."""
-    return "_conv_forward" in vars(conv)
+    """Whether others have put another convolution in the place of a layer's own, or other edges than zeros, as nodes
+    for seamless textures do."""
+    return "_conv_forward" in vars(conv) or conv.padding_mode != "zeros"
 
 
 def is_whole(weight: Any) -> bool:

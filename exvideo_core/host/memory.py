@@ -97,7 +97,8 @@ class Memory:
             self._tried.pop(device, None)
             try:
                 # The host takes what it adds from lists in here, so a second try needs them whole.
-                return executor(*(_copied(value) for value in args), **kwargs)
+                whole = {name: _copied(value) for name, value in kwargs.items()}
+                return executor(*(_copied(value) for value in args), **whole)
             except Exception as error:
                 tried = self._tried.get(device, 0)
                 # What the host does its own way would only run out again.
@@ -141,9 +142,8 @@ class Memory:
         what a pass takes by its reckoning. Where the host's own layers do the work, its reckoning is right.
         """
         # Whoever cuts the clip into windows, the host or our own `Drifting`, says how long they are.
-        places = ("context_handler", "sampler_calc_cond_batch_function")
-        lengths = [getattr(model.model_options.get(place), "context_length", noise_shape[0]) for place in places]
-        frames = min(noise_shape[0], *lengths)
+        handler = model.model_options.get("context_handler")
+        frames = min(noise_shape[0], getattr(handler, "context_length", noise_shape[0]))
         device = model.load_device
         beside = [part for part in model.get_nested_additional_models() if part.load_device == device]
         weights = sum(part.model_size() for part in (model, *beside))

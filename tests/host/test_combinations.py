@@ -115,6 +115,56 @@ def test_replaced_attention_acts_as_on_the_base(model, new, predict):
     assert not torch.allclose(expected, predict(model, 6))
 
 
+PASSED_BY = (
+    "norm", "time_mixer", "transformer_blocks.0", "transformer_blocks.0.attn2",
+    "time_stack.0", "time_stack.0.ff", "time_stack.0.ff.net.0", "time_stack.0.ff_in.net.0",
+)  # fmt: skip
+"""Modules of a transformer that chunks work through without asking for them as a whole."""
+
+
+@pytest.mark.parametrize("name", PASSED_BY)
+def test_what_others_hook_to_a_module_is_asked_as_on_the_base(model, new, predict, name):
+    unet = model.model.diffusion_model
+    hooked = unet.input_blocks[1][1].get_submodule(name)
+    plain = predict(model, 3)
+    handle = hooked.register_forward_hook(lambda module, inputs, output: output * 0.5)
+    try:
+        on_the_base = predict(model, 3)
+        assert not torch.allclose(on_the_base, plain, atol=1e-4)
+        torch.testing.assert_close(predict(host.apply_extension(model, new), 3), on_the_base, rtol=1e-4, atol=1e-4)
+    finally:
+        handle.remove()
+
+
+def test_what_others_hook_to_the_last_layers_is_asked_as_on_the_base(model, new, predict):
+    handle = model.model.diffusion_model.out[0].register_forward_hook(lambda module, inputs, output: output * 0.5)
+    try:
+        on_the_base = predict(model, 3)
+        torch.testing.assert_close(predict(host.apply_extension(model, new), 3), on_the_base, rtol=1e-4, atol=1e-4)
+    finally:
+        handle.remove()
+    assert not torch.allclose(on_the_base, predict(model, 3), atol=1e-4)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_what_a_control_net_adds_is_there_for_a_second_try(by_name):
+    """When memory has run out: the host takes it out of lists."""
+    doing, seen = host.memory.Memory("auto", 32), []
+
+    def fail_once(x, control):
+        doing(x)
+        seen.append(control["output"].pop())
+        if len(seen) == 1:
+            raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
+
+    x, control = torch.empty(8, 8, 8, 8), {"output": ["added"]}
+    if by_name:
+        doing.retrying(fail_once, x, control=control)
+    else:
+        doing.retrying(fail_once, x, control)
+    assert seen == ["added", "added"]
+
+
 def control_net():
     """A ControlNet of the width of the tiny UNet, on single frames: the core has none made for SVD."""
     generator = torch.Generator().manual_seed(9)

@@ -55,6 +55,39 @@ def test_a_single_sum_is_left_to_torch(layer, convolutions):
     assert convolutions == []
 
 
+@by_onednn
+def test_a_bias_whose_numbers_do_not_lie_together(layer, convolutions):
+    x, one = drawn(5, 6), drawn(1)
+    kernel, volume = drawn(8, 6, 3, 1, 1), drawn(4, 6, 2, 2).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), products.by_convolutions(x):
+        for bias in (one.expand(8), drawn(16)[::2]):
+            torch.testing.assert_close(F.linear(x, layer.weight, bias), x @ layer.weight.T + bias)
+            over_time = products.over_time(volume, kernel, bias)
+            torch.testing.assert_close(over_time, products.over_time(volume, kernel, bias.clone()))
+    assert convolutions
+
+
+@by_onednn
+@pytest.mark.parametrize("shape", [(1,), (1, 8), (5, 8)])
+def test_what_else_may_be_added_is_left_to_torch(layer, convolutions, shape):
+    x, bias = drawn(5, 6), drawn(*shape)
+    with torch.no_grad(), products.by_convolutions(x):
+        torch.testing.assert_close(F.linear(x, layer.weight, bias), x @ layer.weight.T + bias)
+    assert convolutions == []
+
+
+def test_what_does_not_fit_is_told_by_torch(layer):
+    with torch.no_grad(), products.by_convolutions(drawn(5, 7)), pytest.raises(RuntimeError, match="cannot be mult"):
+        layer(drawn(5, 7))
+
+
+@by_onednn
+def test_what_comes_out_can_be_seen_in_another_shape(layer):
+    """As what torch makes can, also of what lies another way."""
+    with torch.no_grad(), products.by_convolutions(drawn(5, 6)):
+        assert layer(drawn(1, 6, 5, 5).flatten(2).transpose(1, 2)).view(1, 200).is_contiguous()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_precisions_are_left_to_torch(layer, dtype, convolutions):
     layer.to(dtype)

@@ -102,6 +102,15 @@ def test_convolutions_that_others_put_in_the_place_of_these_are_made(load, exten
     torch.testing.assert_close(predict(model, 3), right, rtol=1e-5, atol=1e-5)
 
 
+def test_other_edges_than_zeros_are_kept():
+    """As nodes for seamless textures set them, on layers of SVD's own width."""
+    layer = comfy.ops.manual_cast.Conv2d(256, 256, 3, padding=1, padding_mode="circular")
+    torch.nn.Conv2d.reset_parameters(layer)
+    x = noise(1, 256, 4, 6).float()
+    with torch.no_grad():
+        torch.testing.assert_close(winograd.convolved(Work().affine, layer, x), layer(x))
+
+
 @pytest.mark.parametrize("frames", [1, 3, 4])
 def test_neighbours_are_mixed_the_same_whatever_the_band(frames, extension, monkeypatch):
     """And as torch mixes them."""
