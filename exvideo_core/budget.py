@@ -142,7 +142,9 @@ def plan_decoding(frames: int, height: int, width: int, one_cell: int, free: int
         held, least = (maps * cells * one_cell for maps in (DECODER_MAPS * frames, DECODER_FRAME_MAPS))
         smaller = _halved(rows, columns)
         if held + least <= _usable(free) or smaller == (rows, columns):
-            return Decoding(max(least, min(most, _usable(free) - held)), rows, columns, (held + least) * 10 // 9)
+            # A power of two where that is enough, as for a pass.
+            budget = 1 << (max(1, min(most, _usable(free) - held)).bit_length() - 1)
+            return Decoding(max(least, budget), rows, columns, (held + least) * 10 // 9)
         rows, columns = smaller
 
 

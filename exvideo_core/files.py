@@ -55,6 +55,7 @@ _PARTIAL = re.compile(r"\.([0-9a-f]{16}\.\d+|.+_\d{5,}_(\.\w+)?)\.part")
 _ABANDONED = 24 * 60 * 60
 """Seconds after which nobody goes on writing to one, so that a process that was killed left it. Its number would not
 tell: numbers come again, and other machines may write to the same folder."""
+_MIB = 1 << 20
 _PATIENCE = 2.0
 """Seconds in which others may let go of what is to be renamed."""
 
@@ -107,7 +108,9 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for key, tensor in sorted(tensors.items()):
         values = tensor.detach().flatten()
-        some = values[:: max(len(values) // 64, 1)].float().cpu()
+        some = values[:: max(len(values) // 64, 1)]
+        # A model's file is in float32 and may be loaded in half precision: it is the same model.
+        some = (some.half() if some.dtype == torch.float32 else some).float().cpu()
         digest.update(f"{key} {tuple(tensor.shape)} {some.tolist()}".encode())
     return digest.hexdigest()[:16]
 
@@ -142,9 +145,13 @@ def whole_or_nothing(path: Path, tidy: bool = True) -> Iterator[Path]:
         _remove(partial)
 
 
-def require_writable(folder: Path) -> None:
+def require_writable(folder: Path, size: int = 1) -> None:
     """Write a hidden file into a folder and remove it: permissions alone do not tell. Of a folder that is yet to be
     made, into what it will be in.
+
+    Args:
+        folder: which.
+        size: bytes that there has to be room for.
 
     Raises:
         OSError: nothing can be written there, or there cannot be such a folder.
@@ -154,7 +161,9 @@ def require_writable(folder: Path) -> None:
     place = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     probe = place / f".probe.{_nobody_elses()}.part"
     try:
-        probe.write_bytes(b"0")  # on a full disk an empty file can still be made
+        with probe.open("wb") as file:  # on a full disk an empty file can still be made
+            for done in range(0, size, _MIB):
+                file.write(b"0" * min(_MIB, size - done))
     finally:
         _remove(probe)
 

@@ -87,8 +87,9 @@ def sample_chain(
             if not made.isfinite().all():
                 raise ExVideoError(
                     f"Segment {segment.number + 1} of {len(segments)} came out as numbers that are not finite (NaN): "
-                    "lower the guidance and the strengths of extension and LoRAs, or start ComfyUI with --fp32-unet. "
-                    "Segments before it are kept if there is a checkpoint_name."
+                    "start ComfyUI with --fp32-unet and queue it again, which goes on from the segments before it if "
+                    "there is a checkpoint_name. Or lower the guidance and the strengths of extension and LoRAs, which "
+                    "makes another video, under another checkpoint_name."
                 )
             if match and segment.pinned:
                 made = _matched(made, clip[slice(*segments[0].frames)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -47,13 +48,15 @@ class RunStore:
         settings = json.loads(json.dumps(settings))
         with _told_if_unwritable(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if plan.exists():
+            others = [path for path in folder.iterdir() if path != plan and not path.name.startswith(".")]
+            # A first try that came to nothing, by a wrong input or a cancel, binds nobody.
+            if plan.exists() and (others or self._differing(_settings_in(plan), settings) == []):
                 begun = _settings_in(plan)
                 self._compare(begun, settings)
                 # Of what is written there: 1 and 1.0 are the same setting and not the same text.
                 self._run = _identity(begun)
                 return
-            if any(path for path in folder.iterdir() if not path.name.startswith(".")):
+            if others:
                 raise ExVideoError(
                     f"{folder} should hold a long run or nothing, but it holds other files: choose another "
                     "checkpoint_name, or empty it."
@@ -62,9 +65,12 @@ class RunStore:
                 partial.write_text(json.dumps(settings, indent=1), encoding="utf-8")
             self._run = _identity(settings)
 
+    @staticmethod
+    def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+        return [key for key in {**before, **now} if before.get(key) != now.get(key)]
+
     def _compare(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        differs = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        if differs:
+        if differs := self._differing(before, now):
             told = ", ".join(_changed(key, before.get(key), now.get(key)) for key in differs[:4])
             raise ExVideoError(
                 f"The run in {self._folder} was begun with other settings: {told}. Set them back to go on with it, or "
@@ -82,11 +88,11 @@ class RunStore:
         if found is not None:
             return found[0]
         # Sampling takes long, and would be lost. A run that is finished may be looked at wherever it lies.
-        self._require_writable()
+        self._require_writable(segment.new.frames)
         return None
 
     def save(self, segment: Segment, latents: torch.Tensor) -> None:
-        """Keep the new frames of a segment."""
+        """Keep the new frames of a segment; where the disk has no more room, the log tells, and they are not lost."""
         self._save(_file_of(segment), latents, _texts_of(segment))
 
     def load_step(self) -> tuple[int, torch.Tensor] | None:
@@ -95,7 +101,7 @@ class RunStore:
         Raises:
             ExVideoError: this step and those after it cannot be kept.
         """
-        self._require_writable()
+        self._require_writable(self._shape.frames)
         steps = [self._text_of(step) for step in range(self._steps)]
         found = self._load(STEP, self._shape.frames, {"step": steps})
         return None if found is None else (steps.index(found[1]["step"]), found[0])
@@ -129,9 +135,10 @@ class RunStore:
             log.warning("ExVideo makes again what was in %s, for it %s.", path, problem)
         return None
 
-    def _require_writable(self) -> None:
+    def _require_writable(self, frames: int) -> None:
+        numbers = math.prod(self._shape._replace(frames=frames))
         with _told_if_unwritable(self._folder):
-            require_writable(self._folder)
+            require_writable(self._folder, numbers * torch.float32.itemsize)
 
     def _foreign(
         self, latents: torch.Tensor, texts: Mapping[str, str], frames: int, expected: Mapping[str, Sequence[str]]
@@ -150,9 +157,11 @@ class RunStore:
         return ""
 
     def _save(self, name: str, latents: torch.Tensor, texts: Mapping[str, str]) -> None:
-        save_tensors(
-            self._folder / name, {"latents": latents}, {"sha256": checksum(latents), "run": self._run, **texts}
-        )
+        texts = {"sha256": checksum(latents), "run": self._run, **texts}
+        try:
+            save_tensors(self._folder / name, {"latents": latents}, texts)
+        except ExVideoError as error:  # there was room when it was begun; what is sampled is worth more
+            log.warning("ExVideo goes on without keeping this part of the run: %s", error)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..exvideo_core import conditioning, host, sampling, schedule
+from ..exvideo_core.budget import BUDGETS
 from ..exvideo_core.decode import decode_windows
 from ..exvideo_core.files import checksum
 from ..exvideo_core.long_sampling import sample_chain
@@ -222,6 +223,11 @@ def _check(
             "Windows need a model with an ExVideo extension, and the connected one is SVD alone: choose one in Load "
             "SVD + ExVideo, connect Apply ExVideo, or set mode to chain."
         )
+    if mode == "windows" and host.has_context_windows(model):
+        raise ExVideoError(
+            "ComfyUI's context windows are on this model, and windows mode has its own: take theirs away, or set mode "
+            "to chain."
+        )
     if windows and host.has_easy_cache(model):
         raise ExVideoError(
             "EasyCache skips single passes, and would mix up the windows of the clip: connect LazyCache in its place, "
@@ -312,7 +318,9 @@ def _in_a_chain(
     def first_frame(latents: torch.Tensor, frame: int) -> torch.Tensor:
         begin = max(frame - _NEIGHBOURS, 0)
         around = latents[begin : frame + _NEIGHBOURS + 1] * contrast
-        frames = decode_windows(around, host.frame_decoder(job.vae, around, len(around)), len(around), 0)
+        # In as much memory as there nearly always is: segments go on from this, the same when a run is gone on with.
+        decoder = host.frame_decoder(job.vae, around, len(around), most=BUDGETS["low"][1])
+        frames = decode_windows(around, decoder, len(around), 0)
         return job.vae.process_output(frames)[frame - begin : frame - begin + 1]
 
     def told(segment: Segment, clip: torch.Tensor) -> None:

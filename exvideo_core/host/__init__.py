@@ -3,7 +3,7 @@
 from .checkpoint import load_svd
 from .decoder import frame_decoder
 from .diagnosis import add_folders_as_at_start, diagnose
-from .drifting import extension_length, has_easy_cache, skips_steps, with_drifting_windows
+from .drifting import extension_length, has_context_windows, has_easy_cache, skips_steps, with_drifting_windows
 from .files import (
     MODEL_FOLDER,
     Destination,
@@ -46,6 +46,7 @@ __all__ = [
     "extension_length",
     "frame_decoder",
     "graph_metadata",
+    "has_context_windows",
     "has_easy_cache",
     "input_folder",
     "interpolation_socket",

@@ -21,10 +21,12 @@ from .memory import free_memory, ran_out_of_memory, work
 log = logging.getLogger(__name__)
 
 
-def frame_decoder(vae: Any, latents: torch.Tensor, window: int, loop: bool = False) -> Decoder:
+def frame_decoder(
+    vae: Any, latents: torch.Tensor, window: int, loop: bool = False, most: int = BUDGETS["auto"][1]
+) -> Decoder:
     """A decoder of windows of this clip: latents [n, 4, h, w] → unclipped frames [n, H, W, 3] of the VAE's scale.
 
-    SVD's own decoder works in chunks, with the same result; any other as the host has it.
+    SVD's own decoder works in chunks, of at most so many bytes, with the same result; any other as the host has it.
 
     Raises:
         ExVideoError: the autoencoder is of latents of another kind.
@@ -44,8 +46,8 @@ def frame_decoder(vae: Any, latents: torch.Tensor, window: int, loop: bool = Fal
     def plan(free: float) -> Decoding:
         height, width = latents.shape[2:]
         one_cell = decoder.conv_out.in_channels * vae.spacial_compression_decode() ** 2 * vae.vae_dtype.itemsize
-        most = CPU_BUDGET if comfy.model_management.is_device_cpu(vae.device) else BUDGETS["auto"][1]
-        return plan_decoding(frames, height, width, one_cell, int(free), most)
+        on_cpu = comfy.model_management.is_device_cpu(vae.device)
+        return plan_decoding(frames, height, width, one_cell, int(free), min(most, CPU_BUDGET) if on_cpu else most)
 
     weights = vae.patcher.model_size()
     needed = plan(comfy.model_management.get_total_memory(vae.device) - weights).needed

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
@@ -25,6 +24,9 @@ class _Window(NamedTuple):
 class Drifting:
     """The host's calculation of predictions, window by window, blended.
 
+    In the place of the host's own context windows, so that it is asked by whoever calculates predictions: by patches
+    that make one of their own as well (perturbed attention, say), too.
+
     Args:
         sigmas: noise levels of the run, by which a step is known.
         length, overlap: of a window in frames.
@@ -37,21 +39,32 @@ class Drifting:
         self.context_length = length
         self._sigmas, self._overlap, self._loop, self._num_frames = sigmas, overlap, loop, num_frames
 
-    def __call__(self, args: dict[str, Any]) -> list[torch.Tensor]:
-        """The host's hook: `conds`, `input` [T, 4, H/8, W/8], `sigma`, `model` and `model_options` to predictions."""
-        x, sigma, options = args["input"], args["sigma"], args["model_options"]
+    def should_use_context(self, *_: Any) -> bool:
+        return True
+
+    def execute(
+        self,
+        calculate: Callable[..., list[torch.Tensor]],
+        model: Any,
+        conds: list[Any],
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        options: dict[str, Any],
+    ) -> list[torch.Tensor]:
+        """The host's hook: predictions for a clip [T, 4, H/8, W/8], one for each of `conds`, of those that `calculate`
+        makes for a window."""
         total = len(x)
         step = int((self._sigmas.to(sigma) - sigma.flatten()[0]).abs().argmin())
         windows = drifting_windows(total, self.context_length, self._overlap, step, self._loop)
-        sums = [torch.zeros_like(x) for _ in args["conds"]]
+        sums = [torch.zeros_like(x) for _ in conds]
         weights = x.new_zeros(total, 1, 1, 1)
         for frames in windows:
             throw_if_interrupted()
             rows = window_rows(frames, total, self._num_frames, self._loop)
             inner = {**options.get("transformer_options", {}), "context_window": _Window(frames, total, rows)}
-            found = comfy.samplers.calc_cond_batch(
-                args["model"],
-                args["conds"],
+            found = calculate(
+                model,
+                conds,
                 x[frames],
                 sigma[frames] if len(sigma) == total else sigma,
                 {**options, "transformer_options": inner},
@@ -70,8 +83,13 @@ def with_drifting_windows(
 ) -> Any:
     """A clone of a MODEL whose clips are denoised in windows; see `Drifting`."""
     clone = model.clone()
-    clone.set_model_sampler_calc_cond_batch_function(Drifting(sigmas, length, overlap, loop, num_frames))
+    clone.model_options["context_handler"] = Drifting(sigmas, length, overlap, loop, num_frames)
     return clone
+
+
+def has_context_windows(model: Any) -> bool:
+    """Whether the host's own context windows are on a MODEL."""
+    return model.model_options.get("context_handler") is not None
 
 
 def has_easy_cache(model: Any) -> bool:

@@ -83,6 +83,8 @@ def _numbers(value: Any) -> Iterator[float]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _numbers(item)
+    elif hasattr(value, "weights"):  # a LoRA's alpha is among them
+        yield from _numbers(value.weights)
 
 
 def _described(value: Any, depth: int = _DEPTH) -> Any:
@@ -105,8 +107,11 @@ def _described(value: Any, depth: int = _DEPTH) -> Any:
         if inspect.isfunction(value):
             return [value.__module__, value.__qualname__, below(value.__defaults__), below(_enclosed(value))]
         if isinstance(value, torch.nn.Module):
-            # Buffers alone, such as the noise levels of another sampling: parameters may be the patched ones.
-            return [type(value).__qualname__, fingerprint(dict(value.named_buffers()))]
+            # Buffers, such as the noise levels of another sampling: parameters may be the patched ones. And what it is
+            # derived from, such as the kind of prediction.
+            kinds = [kind.__qualname__ for kind in type(value).__mro__]
+            numbers = {name: each for name, each in vars(value).items() if isinstance(each, float)}
+            return [kinds, sorted(numbers.items()), fingerprint(dict(value.named_buffers()))]
         if settings := _settings(value):
             return [_name(value), below(settings)]
     return _name(value)
@@ -141,7 +146,9 @@ def _cells(function: Any) -> Iterator[Any]:
 
 
 def _is_fixed(value: Any) -> bool:
-    return isinstance(value, (int, float, str, tuple, partial)) or callable(value)
+    # Of dictionaries, those of numbers that belong together, as FreeU's: what counts is by itself.
+    tuples = isinstance(value, dict) and bool(value) and all(isinstance(item, tuple) for item in value.values())
+    return tuples or isinstance(value, (int, float, str, tuple, partial)) or callable(value)
 
 
 def _is_empty(value: Any) -> bool:

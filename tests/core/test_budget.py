@@ -107,6 +107,12 @@ def test_a_window_is_decoded_within_what_is_free(gib, height, width):
     assert plan.needed >= least
 
 
+def test_a_little_more_or_less_that_is_free_changes_nothing():
+    """Results round by the size of chunks, on a GPU."""
+    plans = {plan_decoding(8, 64, 64, 128 * 64 * 2, int(gib * GIB), 2048 * MIB).budget for gib in (2.9, 3.0, 3.1)}
+    assert len(plans) == 1
+
+
 def test_decoding_that_runs_out_tries_smaller_chunks_then_smaller_tiles():
     plan = plan_decoding(8, 72, 128, 128 * 64 * 2, 80 * GIB, 2048 * MIB)
     seen = []

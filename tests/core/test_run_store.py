@@ -10,7 +10,7 @@ from dev.small_disk import on_small_disk
 from exvideo_core.files import checksum, save_tensors
 from exvideo_core.plan import chain_segments
 from exvideo_core.run_store import RunStore
-from exvideo_core.types import LatentShape
+from exvideo_core.types import ExVideoError, LatentShape
 
 SHAPE, STEPS = LatentShape(13, 4, 8, 8), 3
 SEGMENTS = chain_segments(SHAPE.frames, 5, 1, 0)
@@ -221,3 +221,75 @@ def test_what_is_not_finite_is_made_again(tmp_path, caplog):
     step, begun = run.load_step()
     assert step == STEPS - 2
     assert torch.equal(begun, latents(SHAPE, 7))
+
+
+def test_a_run_that_made_nothing_yet_binds_nobody(tmp_path, caplog):
+    """As one that was refused for a wrong input, or cancelled in its first segment."""
+    store(tmp_path, seed=1)
+    run = store(tmp_path, seed=2)
+    run.save(SEGMENTS[0], latents(SHAPE._replace(frames=SEGMENTS[0].new.frames)))
+    with pytest.raises(ExVideoError, match="seed was 2 and is 1"):
+        store(tmp_path, seed=1)
+    assert there(store(tmp_path, seed=2)) == [0]
+    assert not caplog.text
+
+
+def test_checksums_are_told_to_nobody(tmp_path):
+    finished(tmp_path, picture=checksum(torch.ones(1)), size=64)
+    with pytest.raises(ExVideoError, match="size was 64 and is 65, picture was another"):
+        store(tmp_path, picture=checksum(torch.zeros(1)), size=65)
+
+
+FILLING = """
+import json, sys
+from pathlib import Path
+import torch
+from exvideo_core.long_sampling import sample_chain
+from exvideo_core.plan import chain_segments
+from exvideo_core.run_store import RunStore
+from exvideo_core.types import ExVideoError, LatentShape
+
+disk = Path(sys.argv[1])
+shape, segments = LatentShape(13, 4, 32, 32), chain_segments(13, 5, 1, 0)
+
+def sample(segment, picture, start):
+    if segment.number == 1:  # another program takes what is left, meanwhile
+        (disk / "other").write_bytes(bytes(disk_left() - 10_000))
+    return start + segment.number + 1
+
+def disk_left():
+    import os
+    return os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+
+def chain(name):
+    store = RunStore(disk / name, {"seed": 5}, shape, 3) if name else None
+    return sample_chain(segments, torch.zeros(shape), sample, lambda clip, frame: None, store)
+
+def told(name):
+    try:
+        return ["", chain(name).flatten()[:: 4 * 32 * 32].tolist()]
+    except ExVideoError as error:
+        return [str(error), []]
+
+first = told("run")
+print(json.dumps([first, sorted(path.name for path in (disk / "run").iterdir())]))
+"""
+
+
+def test_a_segment_that_finds_no_room_any_more_is_not_lost(tmp_path):
+    """There was room when it was begun. The next is not begun without."""
+    found = on_small_disk(tmp_path, "400k", FILLING, str(tmp_path))
+    if found is None:
+        pytest.skip("no small disk can be made here")
+    (said, _), names = found
+    assert said.startswith(f"A long run cannot be kept in {tmp_path / 'run'} (")
+    assert names == ["run.json", "segment_00000.latents"]
+
+
+def test_a_last_segment_that_finds_no_room_any_more_is_in_the_video(tmp_path):
+    found = on_small_disk(tmp_path, "400k", FILLING.replace("number == 1", "number == 2"), str(tmp_path))
+    if found is None:
+        pytest.skip("no small disk can be made here")
+    (said, clip), names = found
+    assert (said, clip) == ("", [1.0] * 5 + [2.0] * 4 + [3.0] * 4)
+    assert names == ["run.json", "segment_00000.latents", "segment_00001.latents"]

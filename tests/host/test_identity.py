@@ -4,6 +4,7 @@ import comfy.sd
 import pytest
 import torch
 from comfy.patcher_extension import PatcherInjection
+from comfy.weight_adapter import LoRAAdapter
 from exvideo_pack.exvideo_core import host
 
 
@@ -48,6 +49,42 @@ def test_a_patch_is_known_by_its_numbers(extended):
         other_skips(clone, factor)
         identities.add(host.model_identity(clone))
     assert len(identities) == 2
+
+
+def test_a_file_in_float32_is_the_same_model_in_half_precision(load, extension):
+    """As ComfyUI loads it by itself, and by --fp32-unet, which it is to be gone on with where half is too little."""
+    whole, half = (host.apply_extension(load(dtype, torch.float32), extension) for dtype in (torch.float32, torch.half))
+    assert host.model_identity(whole) == host.model_identity(half)
+
+
+def free_u(model, factor):
+    from comfy_extras.nodes_freelunch import FreeU
+
+    return FreeU().patch(model, factor, 1.2, 0.9, 0.2)[0]
+
+
+def predicting(model, kind):
+    from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM
+
+    return ModelSamplingContinuousEDM().patch(model, kind, 120.0, 0.002)[0]
+
+
+def with_alpha(model, alpha):
+    key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+    rows, columns = model.model.state_dict()[key].shape
+    adapter = LoRAAdapter({key}, (torch.ones(rows, 2), torch.ones(2, columns), alpha, None, None, None))
+    clone = model.clone()
+    clone.add_patches({key: adapter}, 0.5)
+    return clone
+
+
+@pytest.mark.parametrize(
+    ("make", "values"), [(free_u, (1.1, 1.4)), (predicting, ("v_prediction", "eps", "edm")), (with_alpha, (4.0, 16.0))]
+)
+def test_what_nodes_of_the_hosts_set_is_told_apart(extended, make, values):
+    identities = [host.model_identity(make(extended, value)) for value in (*values, *values)]
+    assert identities[: len(values)] == identities[len(values) :]
+    assert len(set(identities)) == len(values)
 
 
 def lazy(model, threshold):

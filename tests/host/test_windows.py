@@ -139,3 +139,34 @@ def test_windows_need_an_extension(run, loaded):
         run("ExVideoLongSampler", **given, total_frames=14)
     (samples, _) = run("ExVideoLongSampler", **given, total_frames=6)
     assert samples["samples"].isfinite().all()
+
+
+@pytest.fixture
+def long_windows(loaded, extension, run):
+    """A MODEL, and what else the Long Sampler is given: 14 frames in windows of 6, which is all that it reaches."""
+    extended, clip_vision, vae = host.apply_extension(loaded[0], shorter(extension, 6)), *loaded[1:]
+    given = {
+        "clip_vision": clip_vision, "vae": vae, "init_image": torch.rand(1, 64, 64, 3), "width": 64, "height": 64,
+        "segment_frames": 6, "overlap": 2, "steps": 3, "mode": "windows", "total_frames": 14,
+    }  # fmt: skip
+    return extended, lambda model: run("ExVideoLongSampler", model=model, **given)[0]["samples"]
+
+
+def test_a_patch_that_makes_a_prediction_of_its_own_makes_it_in_windows(long_windows, watched):
+    """As perturbed attention does, beyond what the extension reaches."""
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+
+    model, make = long_windows
+    model, passes = watched(model)
+    plain = make(model)
+    (perturbed,) = PerturbedAttentionGuidance.execute(model, 3.0).args
+    passes.clear()
+    assert not torch.allclose(make(perturbed), plain)
+    assert passes
+    assert {one["frames"] for one in passes} == {6}
+
+
+def test_context_windows_and_windows_mode_exclude_each_other(long_windows, windowed):
+    model, make = long_windows
+    with pytest.raises(ExVideoError, match="windows mode has its own: take theirs away, or set mode to chain"):
+        make(windowed(model, context_length=4))
