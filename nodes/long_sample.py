@@ -172,10 +172,10 @@ class ExVideoLongSampler(io.ComfyNode):
         check_video(init_video, "total_frames", total_frames)
         image = conditioning.first_image(init_image)
         if image.shape[1] < shape.height or image.shape[2] < shape.width:
-            log.warning(
-                "ExVideo: the picture has %d×%d pixels and is enlarged to %d×%d; a larger one gives a sharper video.",
-                *image.shape[1:3][::-1], shape.width, shape.height,
-            )  # fmt: skip
+            host.warn(
+                f"ExVideo: the picture has {image.shape[2]}×{image.shape[1]} pixels and is enlarged to "
+                f"{shape.width}×{shape.height}; a larger one gives a sharper video."
+            )
         ids = {"motion_bucket_id": motion_bucket_id, "fps": fps, "augmentation_level": augmentation_level}
         sigmas = schedule.sigmas(steps, denoise)
         # Both plans refuse numbers that do not go together, before any work is done; the chain's knows more reasons.

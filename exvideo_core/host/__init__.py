@@ -27,6 +27,7 @@ from .long_runs import long_run_folder, sampling_progress
 from .patch import apply_extension, base_weights, require_svd
 from .post_tune import CURVE, post_tune
 from .running import encode, encode_clip, encode_frames, sample_euler
+from .telling import warn
 
 __all__ = [
     "CURVE",
@@ -69,5 +70,6 @@ __all__ = [
     "save_latents",
     "skips_steps",
     "trainable",
+    "warn",
     "with_drifting_windows",
 ]

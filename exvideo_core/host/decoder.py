@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -17,8 +16,7 @@ from ..decode import Decoder, decode_tiles
 from ..plan import loop_window
 from ..types import LATENT_CHANNELS, ExVideoError
 from .memory import free_memory, ran_out_of_memory, work
-
-log = logging.getLogger(__name__)
+from .telling import warn
 
 
 def frame_decoder(
@@ -73,17 +71,16 @@ class _InChunks:
                     raise
             self._plan = smaller
             comfy.model_management.soft_empty_cache()
-            log.warning("ExVideo Decode ran out of memory and goes on in smaller chunks.")
+            warn("ExVideo Decode ran out of memory and goes on in smaller chunks.")
             if self._plan[1:] != before[1:]:
                 self._say_tiles()
 
     def _say_tiles(self) -> None:
         tiles = len(self._plan.rows) * len(self._plan.columns)
         if tiles > 1:
-            log.warning(
-                "ExVideo Decode: memory is too short to decode whole frames, so they are decoded in %d blended tiles, "
-                "which may differ a little in colour. A smaller window takes less memory.",
-                tiles,
+            warn(
+                f"ExVideo Decode: memory is too short to decode whole frames, so they are decoded in {tiles} blended "
+                "tiles, which may differ a little in colour. A smaller window takes less memory."
             )
 
 

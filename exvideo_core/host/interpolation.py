@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch.nn.functional as F
 
 from ..interpolate import Between, FlowBetween
 from .memory import ran_out_of_memory
+from .telling import warn
 
-log = logging.getLogger(__name__)
 FLOW_FRAMES = 50
 """As many frames in float32 are held at once, counted, while one is made between two by their flow."""
 _CPU = torch.device("cpu")
@@ -68,7 +67,7 @@ class _FlowBetween:
             if management.is_device_cpu(self._device) or not ran_out_of_memory(error):
                 raise
         management.soft_empty_cache()
-        log.warning("ExVideo Interpolate ran out of memory on %s and goes on on the CPU, slower.", self._device)
+        warn(f"ExVideo Interpolate ran out of memory on {self._device} and goes on on the CPU, slower.")
         self._device, self._between = _CPU, _interruptible(_CPU)
         yield from self._between(first, second, times[done:])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,9 @@ from ..budget import MIB, Pass, plan_pass
 from ..chunked import Work
 from ..layers import PositionLayers
 from ..unet import attention_is_patched
+from .telling import warn
 from .weights import Lent, at_hand
 
-log = logging.getLogger(__name__)
 OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 _OF_DEVICE = getattr(torch, "AcceleratorError", OUT_OF_MEMORY)
 WHOLE_CLIPS = 7 * 4
@@ -110,11 +109,7 @@ class Memory:
             self.ran_out = args[0].numel(), tried // 4
             comfy.model_management.soft_empty_cache()
             advice = "" if self.setting == "low" else ": a smaller setting of memory at Apply ExVideo saves the time"
-            log.warning(
-                "ExVideo ran out of memory and goes on in smaller chunks, of %d MiB%s.",
-                self.ran_out[1] // MIB,
-                advice,
-            )
+            warn(f"ExVideo ran out of memory and goes on in smaller chunks, of {self.ran_out[1] // MIB} MiB{advice}.")
 
     def give_back(self, _model: Any) -> None:
         """Let go of main memory that was page-locked for skip connections, 1.6 GiB for 128 frames at 512×512: torch

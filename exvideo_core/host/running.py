@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -18,8 +17,7 @@ from ..pinning import FADE, draw_to_pinned, pinned_frames
 from ..types import LATENT_CHANNELS, ExVideoError
 from .files import progress
 from .patch import KEY
-
-log = logging.getLogger(__name__)
+from .telling import warn
 
 
 def encode_clip(clip_vision: Any, preprocess: Callable[[int, list[float], list[float]], torch.Tensor]) -> torch.Tensor:
@@ -154,16 +152,14 @@ def sample_euler(
         Latents of the shape of `noise`, on the host's intermediate device.
     """
     if KEY not in model.attachments and len(noise) > TRAINED_FRAMES:
-        log.warning(
-            "ExVideo samples %d frames with SVD alone, which knows %d. Choose an extension in Load SVD + ExVideo, or "
-            "connect Apply ExVideo.",
-            len(noise),
-            TRAINED_FRAMES,
+        warn(
+            f"ExVideo samples {len(noise)} frames with SVD alone, which knows {TRAINED_FRAMES}. Choose an extension in "
+            "Load SVD + ExVideo, or connect Apply ExVideo."
         )
     require_token(model, positive[0][0], "The conditioning", "clip_vision, where it is made")
     if guidance is not None:
         if "sampler_cfg_function" in model.model_options:
-            log.warning(
+            warn(
                 "ExVideo guides from min_cfg to max_cfg, in the place of the guidance that another node has put on the "
                 "model (RescaleCFG, say): set both to one number to keep that."
             )
@@ -186,7 +182,7 @@ def sample_euler(
         seed=seed,
     )
     if not samples.isfinite().all():
-        log.warning(
+        warn(
             "ExVideo sampled numbers that are no longer finite (NaN), and the video will be black: lower the guidance "
             "and the strengths of extension and LoRAs, or start ComfyUI with --fp32-unet."
         )

@@ -1,5 +1,6 @@
 """The pack in a running ComfyUI: what a page or an API client sees."""
 
+import contextlib
 import json
 import threading
 import time
@@ -8,13 +9,17 @@ import av
 import pytest
 import requests
 import torch
+import websocket
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dev.environment import ROOT
 from exvideo_core.batch.client import Client, ClientError, PromptCancelledError, outputs
+from tests.server.conftest import TINY
 
+TEXT = 3
+"""Of messages that are bytes, the kind that the page shows as text."""
 NODES = {
     "ExVideoLoader", "ExVideoCheckpointLoader", "ExVideoInit", "ExVideoApply", "ExVideoConditioning",
     "ExVideoScheduler", "ExVideoSampler", "ExVideoLongSampler", "ExVideoDecode", "ExVideoInterpolate",
@@ -292,3 +297,22 @@ def test_help_and_translations_reach_the_page(server, object_info):
 def test_the_workflows_are_listed_as_templates(server):
     shipped = {path.stem for path in (ROOT / "workflows").glob("*.json")}
     assert set(server.get("/workflow_templates")["exvideo"]) == shipped
+
+
+def test_what_a_person_should_know_is_shown_under_the_node(server, image_to_video):
+    """Such as that an extension was forgotten: the page shows what is neither an error nor only in the log."""
+    alone = {**TINY, "exvideo_name": "none (SVD alone)"}
+    prompt, _ = image_to_video(ExVideoConditioning={"num_frames": 26}, ExVideoCheckpointLoader=alone)
+    with contextlib.closing(
+        websocket.create_connection(f"{server.url.replace('http', 'ws')}/ws?clientId=me")
+    ) as socket:
+        socket.settimeout(120)
+        queued = {"prompt": prompt, "client_id": "me"}
+        assert requests.post(f"{server.url}/prompt", json=queued, timeout=30).ok
+        told = []
+        while not (isinstance(raw := socket.recv(), str) and json.loads(raw)["type"] == "execution_success"):
+            if isinstance(raw, bytes) and int.from_bytes(raw[:4], "big") == TEXT:
+                told.append(raw[4:])
+    length, (node, *_) = int.from_bytes(told[0][:4], "big"), told
+    assert (node[4 : 4 + length], len(told)) == (b"4", 1)
+    assert node[4 + length :].decode().startswith("ExVideo samples 26 frames with SVD alone, which knows 25. Choose")
