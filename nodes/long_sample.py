@@ -200,8 +200,10 @@ class ExVideoLongSampler(io.ComfyNode):
         if mode == "windows":
             # A window that is the whole clip may have more frames than SVD alone knows.
             rows = reach or max(segment_frames, total_frames)
-            model = host.with_drifting_windows(model, sigmas, *window, loop, rows)
-            samples = _in_windows(job._replace(model=model), start, store)
+            # A step of a long clip takes minutes.
+            progress = host.SamplingProgress(model, job.steps, 100)
+            model = host.with_drifting_windows(model, sigmas, *window, loop, rows, progress.within)
+            samples = _in_windows(job._replace(model=model), start, store, progress.after(0))
         else:
             samples = _in_a_chain(job, start, segments, contrast, token_from == "picture", match_first, store)
         return io.NodeOutput({"samples": sampling.post_process(samples, normalize, contrast)}, float(fps))
@@ -286,9 +288,8 @@ class _Job(NamedTuple):
         )
 
 
-def _in_windows(job: _Job, start: torch.Tensor, store: RunStore | None) -> torch.Tensor:
+def _in_windows(job: _Job, start: torch.Tensor, store: RunStore | None, callback: Any) -> torch.Tensor:
     """All frames together, by a model that works in windows."""
-    callback = host.sampling_progress(job.model, job.steps)(0)
     conditions = job.condition(job.image, job.shape.frames)
     return job.sample(conditions, {"samples": start}, job.seed, 0, callback, store)
 
@@ -303,7 +304,7 @@ def _in_a_chain(
     store: RunStore | None,
 ) -> torch.Tensor:
     """Segment after segment."""
-    progress = host.sampling_progress(job.model, job.steps * len(segments))
+    progress = host.SamplingProgress(job.model, job.steps * len(segments))
     begun, sampled = time.monotonic(), 0
 
     def sample(segment: Segment, picture: torch.Tensor | None, begin: torch.Tensor) -> torch.Tensor:
@@ -312,7 +313,7 @@ def _in_a_chain(
         first = job.image if picture is None else picture
         conditions = job.condition(first, len(begin), job.image if from_picture else None)
         latent = pinned_latent(begin, range(segment.pinned), CHAIN_FADE)
-        callback = progress(job.steps * segment.number)
+        callback = progress.after(job.steps * segment.number)
         return job.sample(conditions, latent, segment.seed, segment.frames.start, callback)
 
     def first_frame(latents: torch.Tensor, frame: int) -> torch.Tensor:

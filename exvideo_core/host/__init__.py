@@ -23,7 +23,7 @@ from .files import (
 from .identity import encoder_identity, model_identity
 from .interpolation import between_frames, interpolation_socket
 from .learning import Denoiser, Encoder, trainable
-from .long_runs import long_run_folder, sampling_progress
+from .long_runs import SamplingProgress, long_run_folder
 from .patch import apply_extension, base_weights, require_svd
 from .post_tune import CURVE, post_tune
 from .running import encode, encode_clip, encode_frames, sample_euler
@@ -35,6 +35,7 @@ __all__ = [
     "Denoiser",
     "Destination",
     "Encoder",
+    "SamplingProgress",
     "add_folders_as_at_start",
     "apply_extension",
     "base_weights",
@@ -66,7 +67,6 @@ __all__ = [
     "require_svd",
     "run_folder",
     "sample_euler",
-    "sampling_progress",
     "save_latents",
     "skips_steps",
     "trainable",

@@ -10,7 +10,8 @@ from comfy.patcher_extension import WrappersMP
 
 from ..layers import PositionLayers
 from ..plan import drifting_windows, window_rows, window_weights
-from .files import throw_if_interrupted
+
+OnPart = Callable[[int, float], None]
 
 
 class _Window(NamedTuple):
@@ -32,11 +33,12 @@ class Drifting:
         length, overlap: of a window in frames.
         loop: whether the first frame follows on the last.
         num_frames: F, rows of the extension's position table.
+        on_part: told of the step, and how much of it is done; may raise to stop.
     """
 
-    def __init__(self, sigmas: torch.Tensor, length: int, overlap: int, loop: bool, num_frames: int):
+    def __init__(self, sigmas: torch.Tensor, length: int, overlap: int, loop: bool, num_frames: int, on_part: OnPart):
         # By the name that the host's own context windows have for it; see `Memory.prepared`.
-        self.context_length = length
+        self.context_length, self._on_part = length, on_part
         self._sigmas, self._overlap, self._loop, self._num_frames = sigmas, overlap, loop, num_frames
 
     def should_use_context(self, *_: Any) -> bool:
@@ -58,8 +60,8 @@ class Drifting:
         windows = drifting_windows(total, self.context_length, self._overlap, step, self._loop)
         sums = [torch.zeros_like(x) for _ in conds]
         weights = x.new_zeros(total, 1, 1, 1)
-        for frames in windows:
-            throw_if_interrupted()
+        for number, frames in enumerate(windows):
+            self._on_part(step, number / len(windows))
             rows = window_rows(frames, total, self._num_frames, self._loop)
             inner = {**options.get("transformer_options", {}), "context_window": _Window(frames, total, rows)}
             found = calculate(
@@ -79,11 +81,17 @@ class Drifting:
 
 
 def with_drifting_windows(
-    model: Any, sigmas: torch.Tensor, length: int, overlap: int, loop: bool, num_frames: int
+    model: Any,
+    sigmas: torch.Tensor,
+    length: int,
+    overlap: int,
+    loop: bool,
+    num_frames: int,
+    on_part: OnPart = lambda step, share: None,
 ) -> Any:
     """A clone of a MODEL whose clips are denoised in windows; see `Drifting`."""
     clone = model.clone()
-    clone.model_options["context_handler"] = Drifting(sigmas, length, overlap, loop, num_frames)
+    clone.model_options["context_handler"] = Drifting(sigmas, length, overlap, loop, num_frames, on_part)
     return clone
 
 

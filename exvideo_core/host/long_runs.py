@@ -32,20 +32,31 @@ def long_run_folder(name: str) -> Path:
     return folder
 
 
-def sampling_progress(model: Any, total: int) -> Callable[[int], Callable[..., None]]:
-    """Progress over several samplings: from the steps done before one, to the host's callback of it.
+class SamplingProgress:
+    """Progress over several samplings, with the host's preview of what is sampled; may be interrupted.
 
-    Shows the host's preview of what is sampled, and may be interrupted.
+    Args:
+        model: MODEL.
+        steps: of all samplings.
+        parts: in which a step is told, by `within`.
     """
-    bar = comfy.utils.ProgressBar(total)
-    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
-    def after(done: int) -> Callable[..., None]:
+    def __init__(self, model: Any, steps: int, parts: int = 1):
+        self._parts, self._total = parts, steps * parts
+        self._bar = comfy.utils.ProgressBar(self._total)
+        self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def after(self, done: int) -> Callable[..., None]:
+        """From the steps done before a sampling, to the host's callback of it."""
+
         def callback(step: int, x0: torch.Tensor, _x: torch.Tensor, _steps: int) -> None:
             throw_if_interrupted()
-            preview = previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None
-            bar.update_absolute(done + step + 1, total, preview)
+            preview = self._previewer.decode_latent_to_preview_image("JPEG", x0) if self._previewer else None
+            self._bar.update_absolute((done + step + 1) * self._parts, self._total, preview)
 
         return callback
 
-    return after
+    def within(self, step: int, share: float) -> None:
+        """Tell how much of a step is done, from 0 to 1."""
+        throw_if_interrupted()
+        self._bar.update_absolute(int((step + share) * self._parts), self._total)

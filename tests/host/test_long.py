@@ -59,6 +59,18 @@ def test_a_second_pass_reworks_a_video(run, loaded, watched, long, picture, mode
         long(total_frames=15, **second)
 
 
+def test_progress_goes_on_within_a_step_of_windows(long, monkeypatch):
+    """Of a long clip one takes minutes."""
+    told = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: told.append((value, total)))
+    long(total_frames=20, mode="windows", **RAW)
+    values = [value for value, total in told if total == 300]
+    assert values == sorted(values)
+    for step in range(3):
+        assert len({value for value in values if 100 * step < value < 100 * (step + 1)}) >= 3
+    assert values[-1] == 300
+
+
 def test_normalisation_and_contrast_come_once_over_the_whole(long):
     from exvideo_pack.exvideo_core.sampling import post_process
 
