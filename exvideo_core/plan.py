@@ -244,7 +244,8 @@ def window_rows(frames: Sequence[int], clip: int, num_frames: int, loop: bool = 
 
     Frames keep their place where the table reaches the clip's end. Where it does not, a window takes its place as far
     as there are rows, and the table's last rows beyond: so that none but the first begins at row 0, which to the model
-    means the picture that the clip starts from. In a loop no frame is the first, so all windows take the last rows.
+    means the picture that the clip starts from. In a loop no frame is the first, so all windows take the last rows. A
+    window of as many frames as there are rows takes all of them.
 
     Args:
         frames: the window's, by their number in the clip.

@@ -76,7 +76,7 @@ class Course(NamedTuple):
 
 
 _MANY, _MORE = Scenes(None, 2700, PLAIN + 756), Scenes(None, 2000, PLAIN + 3456)
-"""None of which a course before those that learn from them has seen."""
+"""None of which a course before those that learn from them has seen; the last learns from both again."""
 
 
 class Recipe(NamedTuple):
@@ -138,6 +138,15 @@ class Recipe(NamedTuple):
                 Tuning(500, 4e-5, _MORE, clips=2),
             ),
             seed=50,
+        ),
+        Course(
+            base=(),
+            extension=(
+                Tuning(1300, 2.5e-4, _MANY, sigma_min=3.0, clips=2),
+                Tuning(1000, 1.2e-4, _MORE, clips=2),
+                Tuning(700, 4e-5, _MANY, clips=2),
+            ),
+            seed=60,
         ),
     )
 
