@@ -77,7 +77,7 @@ REPLACED: Mapping[str, str] = {
 _MAPPED_FILES_STAY = os.name == "nt"
 """Whether the system replaces no file that is mapped into memory. Post-tuning replaces its extension, also while it
 starts from it, or a graph holds it."""
-_HOLES = 16
+_HOLES = len(LAYERS)
 """So many matrices of an extension may hold nothing but zeros, one in each block, as somebody may have made them; more
 are where a download that kept its place on the disk has stopped."""
 _GRAPH = ("prompt", "workflow")

@@ -184,9 +184,8 @@ def extended_forward(
     transformer_options["activations_shape"] = list(x.shape)
     transformer_options["block_index"] = 0
     rows = transformer_options.get(FRAME_NUMBERS, range(frames))
-    if work is not None and chunked.leads_past_others(layer):
-        work = None
-    if work is not None and context.shape[1] == 1 and (time_context is None or time_context.shape[1:2] == (1,)):
+    one_token = context.shape[1] == 1 and (time_context is None or time_context.shape[1:2] == (1,))
+    if work is not None and one_token and not chunked.leads_past_others(layer):
         run = chunked.differentiable.transformer if torch.is_grad_enabled() else chunked.transformer
         return run(work, layer, position, rows, x, context, time_context, transformer_options)
     (spatial_block,) = layer.transformer_blocks

@@ -34,7 +34,7 @@ class RunStore:
 
     Args:
         folder: it is made where it is missing.
-        settings: all that decides the outcome, as JSON has it. A folder that holds a run of others is refused.
+        settings: all that decides the outcome, as JSON has it. A folder that holds parts of a run of others is refused.
         shape: of the latents of the whole clip.
         steps: how many a sampling has.
 
@@ -49,9 +49,9 @@ class RunStore:
         with _told_if_unwritable(folder):
             folder.mkdir(parents=True, exist_ok=True)
             others = [path for path in folder.iterdir() if path != plan and not path.name.startswith(".")]
+            begun = _settings_in(plan) if plan.exists() else None
             # A first try that came to nothing, by a wrong input or a cancel, binds nobody.
-            if plan.exists() and (others or self._differing(_settings_in(plan), settings) == []):
-                begun = _settings_in(plan)
+            if begun is not None and (others or begun == settings):
                 self._compare(begun, settings)
                 # Of what is written there: 1 and 1.0 are the same setting and not the same text.
                 self._run = _identity(begun)
@@ -65,12 +65,9 @@ class RunStore:
                 partial.write_text(json.dumps(settings, indent=1), encoding="utf-8")
             self._run = _identity(settings)
 
-    @staticmethod
-    def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-        return [key for key in {**before, **now} if before.get(key) != now.get(key)]
-
     def _compare(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        if differs := self._differing(before, now):
+        differs = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if differs:
             told = ", ".join(_changed(key, before.get(key), now.get(key)) for key in differs[:4])
             raise ExVideoError(
                 f"The run in {self._folder} was begun with other settings: {told}. Set them back to go on with it, or "

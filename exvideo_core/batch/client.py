@@ -220,8 +220,8 @@ class Client:
         self, method: str, path: str, *, accept: tuple[int, ...] = (), within: float = 600.0, **options: Any
     ) -> requests.Response:
         try:
-            # Patient: a server in the middle of a layer may take long to answer.
-            # A POST that was sent on would become a GET.
+            # Patient: a server in the middle of a layer may take long to answer. And no further than there: a POST
+            # that is sent on would become a GET.
             answer = self._http.request(method, self.url + path, timeout=(10, within), allow_redirects=False, **options)
         except requests.RequestException as error:
             raise self._gone(error) from error

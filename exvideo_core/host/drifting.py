@@ -12,6 +12,7 @@ from ..layers import PositionLayers
 from ..plan import drifting_windows, window_rows, window_weights
 
 OnPart = Callable[[int, float], None]
+"""Told of a step, and how much of it is done, from 0 to 1."""
 
 
 class _Window(NamedTuple):
@@ -33,7 +34,7 @@ class Drifting:
         length, overlap: of a window in frames.
         loop: whether the first frame follows on the last.
         num_frames: F, rows of the extension's position table.
-        on_part: told of the step, and how much of it is done; may raise to stop.
+        on_part: told before each window; may raise to stop.
     """
 
     def __init__(self, sigmas: torch.Tensor, length: int, overlap: int, loop: bool, num_frames: int, on_part: OnPart):

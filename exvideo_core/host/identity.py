@@ -146,7 +146,7 @@ def _cells(function: Any) -> Iterator[Any]:
 
 
 def _is_fixed(value: Any) -> bool:
-    # Of dictionaries, those of numbers that belong together, as FreeU's: what counts is by itself.
+    # A dictionary of tuples holds settings, as FreeU's does; one that something is counted in does not.
     tuples = isinstance(value, dict) and bool(value) and all(isinstance(item, tuple) for item in value.values())
     return tuples or isinstance(value, (int, float, str, tuple, partial)) or callable(value)
 

@@ -195,10 +195,8 @@ def _name(video: Path) -> str:
 
 def _encode(video: Path, shape: ClipShape, fps: float, encoder: Encoder, index: Path) -> None:
     names: list[str] = []
-    text: dict[str, Any] = {"video": _name(video), "problem": "", "too_short": False}
     pale = comes_out_pale(video)
-    if pale:
-        text["pale"] = True
+    text: dict[str, Any] = {"video": _name(video), "problem": "", "too_short": False, "pale": pale}
     try:
         for frames in read_clips(video, shape, fps):
             # Other clips, for a run that learns from them, than those that another ffmpeg makes of the same video.

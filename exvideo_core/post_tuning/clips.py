@@ -121,8 +121,8 @@ def read_clips(path: Path, shape: ClipShape, fps: float) -> Iterator[torch.Tenso
     Raises:
         TooShortError: a video with fewer frames than a clip.
         NoClipError: not a video.
-        DamagedError: a damaged one. Where the damage is later, after the clips before it, which may show
-            it, too: frames can be made of those after them.
+        DamagedError: a damaged one. Where the damage is later, after the clips before it, which may show it, too:
+            frames can be made of those after them.
         ExVideoError: there is no ffmpeg, or it does not run.
     """
     frames, height, width = shape
